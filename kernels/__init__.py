@@ -1,0 +1,38 @@
+"""tritonconv: convolution and pooling for PyTorch in Triton, verified against torch.nn.
+
+Functions have torch.nn.functional's names, signatures and results; modules are drop-ins for
+torch.nn's.  Without a CUDA device the kernels run in Triton's interpreter: slow, and exact enough
+to test and to learn on.
+"""
+
+import os
+from importlib.metadata import version
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any of our files imports triton
+
+from .corr2d import corr2d
+from .conv2d import conv2d
+from .max_pool2d import max_pool2d
+from .avg_pool2d import avg_pool2d
+from .adaptive_avg_pool2d import adaptive_avg_pool2d
+from .modules import AdaptiveAvgPool2d, AvgPool2d, Conv2d, MaxPool2d
+from .twins import as_torch, convert
+
+__version__ = version("tritonconv")
+
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "Conv2d",
+    "MaxPool2d",
+    "adaptive_avg_pool2d",
+    "as_torch",
+    "avg_pool2d",
+    "conv2d",
+    "convert",
+    "corr2d",
+    "max_pool2d",
+]

@@ -1,0 +1,169 @@
+"""What every operator shares: registration, the contract's checks, layouts and pixel tiles."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from ._launch import INTERPRETED, INTERPRETED_BLOCK
+
+Pair = tuple[int, int]
+Size2 = int | Sequence[int]
+
+LIBRARY = torch.library.Library("tritonconv", "DEF")
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# From here on offsets are 64-bit: half of what 32 bits hold, since padding makes some negative.
+WIDE_FROM = 2**30
+
+
+def op(schema: str, fake: Callable) -> Callable:
+    """Registers the decorated launcher as an opaque private op; `fake` allocates its result."""
+
+    def register(launcher: Callable) -> Callable:
+        name = schema.split("(")[0]
+        LIBRARY.define(schema)
+        LIBRARY.impl(name, launcher, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"tritonconv::{name}", fake, lib=LIBRARY)
+        return getattr(torch.ops.tritonconv, name).default
+
+    return register
+
+
+def apply(name: str, function: type[torch.autograd.Function], *args: Any) -> Any:
+    """function.apply(*args), for a public operator called `name`."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"{name}: torch.func transforms are not supported; use torch.autograd"
+        )
+    return function.apply(*args)
+
+
+def pair(name: str, argument: str, value: Size2) -> Pair:
+    """An int or two ints, as two ints."""
+    values = (value,) if isinstance(value, int | torch.SymInt) else value
+    if not isinstance(values, tuple | list) or not all(
+        isinstance(v, int | torch.SymInt) for v in values
+    ):
+        raise TypeError(f"{name}: {argument} must be an int or a tuple of two ints, got {value!r}")
+    if len(values) not in (1, 2):
+        raise RuntimeError(
+            f"{name}: {argument} must be a single int or a tuple of two ints, got {value!r}"
+        )
+    return (values[0], values[-1])
+
+
+def require_at_least(name: str, argument: str, values: Sequence[int], least: int) -> None:
+    if any(v < least for v in values):
+        raise RuntimeError(
+            f"{name}: {argument} must be {'positive' if least else 'non-negative'}, got {tuple(values)}"
+        )
+
+
+def check_tensor(name: str, argument: str, x: Tensor, dims: tuple[int, ...]) -> None:
+    """x is a tensor of a floating dtype we have kernels for, with one of the given ranks."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: {argument} must be a Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise NotImplementedError(
+            f"{name}: {argument} must be a dense tensor, got layout {x.layout}; call .to_dense()"
+        )
+    if x.dtype not in FLOATING:
+        raise NotImplementedError(
+            f"{name}: {argument} must be float32, float16, bfloat16 or float64, got {x.dtype}; "
+            "convert it first"
+        )
+    if x.dim() not in dims:
+        ranks = " or ".join(f"{d}-D" for d in dims)
+        raise RuntimeError(f"{name}: {argument} must be {ranks}, got shape {tuple(x.shape)}")
+
+
+def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in autocast's dtype, where it is on; float64 stays, as with torch's operators."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        t.to(dtype) if isinstance(t, Tensor) and t.dtype in FLOATING[:3] else t for t in tensors
+    ]
+
+
+def check_pool_input(name: str, x: Tensor) -> None:
+    """[N, C, H, W] or [C, H, W], where only N may be zero."""
+    check_tensor(name, "input", x, (3, 4))
+    if any(size == 0 for size in x.shape[-3:]):
+        raise RuntimeError(
+            f"{name}: input must have non-zero channels, height and width, got shape {tuple(x.shape)}"
+        )
+
+
+def batched(x: Tensor) -> Tensor:
+    """[C, H, W] as [1, C, H, W]; a batch as it is."""
+    return x.unsqueeze(0) if x.dim() == 3 else x
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last or contiguous_format, as torch's operators read it from the strides."""
+    return suggest_memory_format(x)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """The same logical [N, C, H, W], laid out [N, H, W, C] in memory; no copy where it is so."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def leave(y: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """y in memory_format, with that format's strides in dimensions of size 1 too."""
+    y = y.contiguous(memory_format=memory_format)
+    strides = torch.empty_like(y, device="meta", memory_format=memory_format).stride()
+    return y if y.stride() == strides else y.as_strided(y.shape, strides)
+
+
+def empty_nhwc(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(
+        shape,
+        dtype=dtype or like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def empty_in(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """What a fake returns: like's dtype and device, the memory format in which the result leaves."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def index_type(*tensors: Tensor) -> tl.dtype:
+    """The integer type in which every offset into these tensors fits."""
+    return tl.int64 if max(t.numel() for t in tensors) >= WIDE_FROM else tl.int32
+
+
+def pixel_blocks(pixels: int, channels: int) -> tuple[int, dict[str, int]]:
+    """Programs, and BLOCK_P and BLOCK_C, for a kernel that owns tiles of [pixels, channels]."""
+    block_c = min(triton.next_power_of_2(channels), 64)
+    block_p = max((INTERPRETED_BLOCK if INTERPRETED else 1024) // block_c, 1)
+    if INTERPRETED:
+        block_p = min(block_p, triton.next_power_of_2(pixels))
+    programs = triton.cdiv(pixels, block_p) * triton.cdiv(channels, block_c)
+    return programs, {"BLOCK_P": block_p, "BLOCK_C": block_c}
+
+
+@triton.jit
+def pixel_tile(
+    pixels, C, H, W, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """The program's tile of [N, H, W, C]: n, h, w [BLOCK_P, 1], c [1, BLOCK_C], offset, inside."""
+    program = tl.cast(tl.program_id(0), INDEX)
+    tiles_c = tl.cdiv(C, BLOCK_C)
+    p = program // tiles_c * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
+    c = program % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    return p // (H * W), p // W % H, p % W, c, p * C + c, (p < pixels) & (c < C)

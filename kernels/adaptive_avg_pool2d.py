@@ -1,0 +1,166 @@
+"""Average pooling to a given output size.
+
+    y[n, c, oh, ow] = mean of x[n, c, h, w] over h in [floor(oh*H/OH), ceil((oh+1)*H/OH)), w likewise
+
+Sums run in float32 (float64 for float64).  A program owns a tile of pixels by channels of its
+result.  The backward gathers (each pixel asks the windows that cover it), so it needs no atomics and
+repeats bit for bit; being linear, it has the forward as its own derivative.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._common import (
+    accumulator,
+    apply,
+    batched,
+    check_pool_input,
+    empty_in,
+    empty_nhwc,
+    index_type,
+    layout,
+    leave,
+    nhwc,
+    op,
+    pixel_blocks,
+    pixel_tile,
+)
+from ._launch import launch
+
+
+@triton.jit
+def _bounds(o, SIZE, OUT):
+    """First and past-the-last pixel of window o; also, swapped, of the windows that cover a pixel."""
+    return o * SIZE // OUT, ((o + 1) * SIZE + OUT - 1) // OUT
+
+
+@triton.jit
+def _adaptive_avg_pool2d_fwd_kernel(
+    x_ptr, y_ptr, pixels, C, H, W, OH, OW, MOST_H, MOST_W,  # x [N, H, W, C], y [N, OH, OW, C]
+    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, oh, ow, c, dst, inside = pixel_tile(pixels, C, OH, OW, INDEX, BLOCK_P, BLOCK_C)
+    from_h, to_h = _bounds(oh, H, OH)
+    from_w, to_w = _bounds(ow, W, OW)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for i in range(MOST_H):
+        for j in range(MOST_W):
+            h, w = from_h + i, from_w + j
+            x = tl.load(
+                x_ptr + (((n * H + h) * W + w) * C + c),
+                mask=inside & (h < to_h) & (w < to_w),
+                other=0.0,
+            )
+            acc += x.to(ACC)
+    tl.store(y_ptr + dst, acc / ((to_h - from_h) * (to_w - from_w)).to(ACC), mask=inside)
+
+
+@triton.jit
+def _adaptive_avg_pool2d_bwd_kernel(
+    dy_ptr, dx_ptr, pixels, C, H, W, OH, OW, MOST_H, MOST_W,  # dy [N, OH, OW, C], dx [N, H, W, C]
+    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, h, w, c, dst, inside = pixel_tile(pixels, C, H, W, INDEX, BLOCK_P, BLOCK_C)
+    first_oh, last_oh = _bounds(h, OH, H)
+    first_ow, last_ow = _bounds(w, OW, W)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for i in range(MOST_H):
+        for j in range(MOST_W):
+            oh, ow = first_oh + i, first_ow + j
+            covers = inside & (oh < last_oh) & (ow < last_ow)
+            from_h, to_h = _bounds(oh, H, OH)
+            from_w, to_w = _bounds(ow, W, OW)
+            dy = tl.load(dy_ptr + (((n * OH + oh) * OW + ow) * C + c), mask=covers, other=0.0)
+            acc += dy.to(ACC) / ((to_h - from_h) * (to_w - from_w)).to(ACC)
+    tl.store(dx_ptr + dst, acc, mask=inside)
+
+
+def _most(size: int, out: int) -> int:
+    """The longest window when `size` pixels are pooled to `out`."""
+    return size // out if size % out == 0 else size // out + 2
+
+
+def _fake(x, size):
+    return empty_in((*x.shape[:2], *size), x, layout(x))
+
+
+@op("adaptive_avg_pool2d(Tensor x, SymInt[] size) -> Tensor", _fake)
+def _adaptive_avg_pool2d(x, size):
+    N, C, H, W = x.shape
+    y = empty_nhwc((N, C, *size), x)
+    OH, OW = size
+    programs, blocks = pixel_blocks(N * OH * OW, C)
+    launch(
+        _adaptive_avg_pool2d_fwd_kernel, programs,
+        nhwc(x), y, N * OH * OW, C, H, W, OH, OW,
+        _most(H, OH) if OH else 0, _most(W, OW) if OW else 0,
+        accumulator(x.dtype), index_type(x, y), out=y, **blocks,
+    )  # fmt: skip
+    return leave(y, layout(x))
+
+
+@op(
+    "adaptive_avg_pool2d_bwd(Tensor dy, SymInt[] x_shape, MemoryFormat memory_format) -> Tensor",
+    lambda dy, x_shape, memory_format: empty_in(x_shape, dy, memory_format),
+)
+def _adaptive_avg_pool2d_bwd(dy, x_shape, memory_format):
+    N, C, H, W = x_shape
+    OH, OW = dy.shape[2:]
+    dx = empty_nhwc(x_shape, dy)
+    programs, blocks = pixel_blocks(N * H * W, C)
+    launch(
+        _adaptive_avg_pool2d_bwd_kernel, programs,
+        nhwc(dy), dx, N * H * W, C, H, W, OH, OW, _most(OH, H), _most(OW, W),
+        accumulator(dy.dtype), index_type(dx, dy), out=dx, **blocks,
+    )  # fmt: skip
+    return leave(dx, memory_format)
+
+
+class AdaptiveAvgPool2dFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, size):
+        ctx.x_like = x.shape, layout(x)
+        return _adaptive_avg_pool2d(x, size)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return AdaptiveAvgPool2dBackwardFunction.apply(dy, *ctx.x_like), None
+
+
+class AdaptiveAvgPool2dBackwardFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, dy, x_shape, memory_format):
+        ctx.size = dy.shape[2:]
+        return _adaptive_avg_pool2d_bwd(dy, x_shape, memory_format)
+
+    @staticmethod
+    def backward(ctx, ddx):
+        return AdaptiveAvgPool2dFunction.apply(ddx, ctx.size), None, None
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | None]) -> Tensor:
+    """As torch.nn.functional.adaptive_avg_pool2d.
+
+    input [N, C, H, W] or [C, H, W] -> [N, C, OH, OW] or [C, OH, OW], in input's memory format.
+    output_size is OH = OW or (OH, OW); None keeps input's size.  float32, float16, bfloat16 or float64.
+    Raises RuntimeError for shapes and sizes that do not fit, NotImplementedError for other dtypes.
+    """
+    check_pool_input("adaptive_avg_pool2d", input)
+    sizes = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
+    if len(sizes) != 2 or not all(n is None or isinstance(n, int | torch.SymInt) for n in sizes):
+        raise TypeError(
+            "adaptive_avg_pool2d: output_size must be an int, None or a tuple of two of them, got "
+            f"{output_size!r}"
+        )
+    size = tuple(
+        given if given is not None else n
+        for given, n in zip(sizes, input.shape[-2:], strict=True)
+    )
+    if min(size) < 0:
+        raise RuntimeError(f"adaptive_avg_pool2d: output_size must be non-negative, got {size}")
+    y = apply("adaptive_avg_pool2d", AdaptiveAvgPool2dFunction, batched(input), size)
+    return y if input.dim() == 4 else y.squeeze(0)

@@ -1,0 +1,171 @@
+"""Average pooling over 2-D windows.
+
+    y[n, c, oh, ow] = 1/divisor * sum_{kh, kw} x[n, c, oh*SH - PH + kh, ow*SW - PW + kw]
+
+over the taps inside x.  The divisor is divisor_override, or the number of taps inside the padded
+image (count_include_pad), or of those inside the image.  Sums run in float32 (float64 for float64).
+A program owns a tile of pixels by channels of its result.  The backward gathers (each pixel asks
+the windows that cover it), so it needs no atomics and repeats bit for bit; being linear, it has the
+forward as its own derivative.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._common import (
+    Size2,
+    accumulator,
+    apply,
+    batched,
+    empty_in,
+    empty_nhwc,
+    index_type,
+    layout,
+    leave,
+    nhwc,
+    op,
+    pixel_blocks,
+    pixel_tile,
+)
+from ._launch import launch
+from ._pool import SCHEMA as WINDOW_SCHEMA
+from ._pool import Window, covering_window, window
+
+SCHEMA = f"{WINDOW_SCHEMA}, bool count_include_pad, int? divisor_override"
+
+
+@triton.jit
+def _extent(o, SIZE, K, S, P, INCLUDE_PAD: tl.constexpr):
+    """Along one axis, how many taps of window o the divisor counts."""
+    start = o * S - P
+    if INCLUDE_PAD:
+        return tl.minimum(start + K, SIZE + P) - start
+    return tl.minimum(start + K, SIZE) - tl.maximum(start, 0)
+
+
+@triton.jit
+def _avg_pool2d_fwd_kernel(
+    x_ptr, y_ptr, pixels, C, H, W, OH, OW, KH, KW, SH, SW, PH, PW,  # x [N, H, W, C], y [N, OH, OW, C]
+    INCLUDE_PAD: tl.constexpr, DIVISOR: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, oh, ow, c, dst, inside = pixel_tile(pixels, C, OH, OW, INDEX, BLOCK_P, BLOCK_C)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for kh in range(KH):
+        for kw in range(KW):
+            h, w = oh * SH - PH + kh, ow * SW - PW + kw
+            valid = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            x = tl.load(x_ptr + (((n * H + h) * W + w) * C + c), mask=valid, other=0.0)
+            acc += x.to(ACC)
+    if DIVISOR is None:
+        divisor = _extent(oh, H, KH, SH, PH, INCLUDE_PAD) * _extent(ow, W, KW, SW, PW, INCLUDE_PAD)
+    else:
+        divisor = tl.full((BLOCK_P, 1), DIVISOR, INDEX)
+    tl.store(y_ptr + dst, acc / divisor.to(ACC), mask=inside)
+
+
+@triton.jit
+def _avg_pool2d_bwd_kernel(
+    dy_ptr, dx_ptr, pixels, C, H, W, OH, OW, KH, KW, SH, SW, PH, PW,  # dy [N, OH, OW, C], dx [N, H, W, C]
+    REACH_H, REACH_W,
+    INCLUDE_PAD: tl.constexpr, DIVISOR: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, h, w, c, dst, inside = pixel_tile(pixels, C, H, W, INDEX, BLOCK_P, BLOCK_C)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for back_h in range(REACH_H):
+        oh, _, covers_h = covering_window(h, back_h, OH, KH, SH, PH, 1)
+        for back_w in range(REACH_W):
+            ow, _, covers_w = covering_window(w, back_w, OW, KW, SW, PW, 1)
+            covers = inside & covers_h & covers_w
+            dy = tl.load(dy_ptr + (((n * OH + oh) * OW + ow) * C + c), mask=covers, other=0.0).to(ACC)
+            if DIVISOR is None:
+                divisor = _extent(oh, H, KH, SH, PH, INCLUDE_PAD) * _extent(ow, W, KW, SW, PW, INCLUDE_PAD)
+                # a window that does not cover the pixel may count nothing: its dy is zero
+                dy /= tl.where(covers_h & covers_w, divisor, 1).to(ACC)
+            acc += dy
+    if DIVISOR is not None:
+        acc /= DIVISOR
+    tl.store(dx_ptr + dst, acc, mask=inside)
+
+
+def _fake(x, *geometry):
+    return empty_in(Window(*geometry[:5]).y_shape(x.shape), x, layout(x))
+
+
+@op(f"avg_pool2d(Tensor x, {SCHEMA}) -> Tensor", _fake)
+def _avg_pool2d(x, *geometry):
+    w, (include_pad, divisor) = Window(*geometry[:5]), geometry[5:]
+    y = empty_nhwc(w.y_shape(x.shape), x)
+    N, C, OH, OW = y.shape
+    programs, blocks = pixel_blocks(N * OH * OW, C)
+    launch(
+        _avg_pool2d_fwd_kernel, programs,
+        nhwc(x), y, N * OH * OW, C, *x.shape[2:], OH, OW, *w.size, *w.stride, *w.padding,
+        include_pad, divisor, accumulator(x.dtype), index_type(x, y), out=y, **blocks,
+    )  # fmt: skip
+    return leave(y, layout(x))
+
+
+@op(
+    f"avg_pool2d_bwd(Tensor dy, SymInt[] x_shape, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    lambda dy, x_shape, memory_format, *geometry: empty_in(x_shape, dy, memory_format),
+)
+def _avg_pool2d_bwd(dy, x_shape, memory_format, *geometry):
+    w, (include_pad, divisor) = Window(*geometry[:5]), geometry[5:]
+    dx = empty_nhwc(x_shape, dy)
+    N, C, H, W = x_shape
+    programs, blocks = pixel_blocks(N * H * W, C)
+    launch(
+        _avg_pool2d_bwd_kernel, programs,
+        nhwc(dy), dx, N * H * W, C, H, W, *dy.shape[2:], *w.size, *w.stride, *w.padding, *w.reach,
+        include_pad, divisor, accumulator(dy.dtype), index_type(dx, dy), out=dx, **blocks,
+    )  # fmt: skip
+    return leave(dx, memory_format)
+
+
+class AvgPool2dFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, geometry):
+        ctx.x_like, ctx.geometry = (x.shape, layout(x)), geometry
+        return _avg_pool2d(x, *geometry)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return AvgPool2dBackwardFunction.apply(dy, *ctx.x_like, ctx.geometry), None
+
+
+class AvgPool2dBackwardFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, dy, x_shape, memory_format, geometry):
+        ctx.geometry = geometry
+        return _avg_pool2d_bwd(dy, x_shape, memory_format, *geometry)
+
+    @staticmethod
+    def backward(ctx, ddx):
+        return AvgPool2dFunction.apply(ddx, ctx.geometry), None, None, None
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Size2,
+    stride: Size2 | None = None,
+    padding: Size2 = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """As torch.nn.functional.avg_pool2d.
+
+    input [N, C, H, W] or [C, H, W] -> [N, C, OH, OW] or [C, OH, OW], in input's memory format.
+    float32, float16, bfloat16 or float64.  Raises RuntimeError for shapes and options that do not fit,
+    NotImplementedError for other dtypes.
+    """
+    w = window("avg_pool2d", input, kernel_size, stride, padding, 1, ceil_mode)
+    if divisor_override == 0:
+        raise RuntimeError("avg_pool2d: divisor_override must not be zero; pass None for the window")
+    geometry = (*w, bool(count_include_pad), divisor_override)
+    y = apply("avg_pool2d", AvgPool2dFunction, batched(input), geometry)
+    return y if input.dim() == 4 else y.squeeze(0)

@@ -1,0 +1,53 @@
+"""Gradient of a convolution with respect to its bias.
+
+    db[o] = sum_{n, oh, ow} dy[n, oh, ow, o]
+
+A program owns BLOCK_C channels of a share of the pixels; the shares are added in fixed order.
+"""
+
+import triton
+import triton.language as tl
+
+from .._common import accumulator, index_type, nhwc, op
+from .._launch import INTERPRETED, INTERPRETED_BLOCK, launch
+from . import tiles
+from .split import add_splits, split_buffer
+
+
+@triton.jit
+def _conv2d_dbias_kernel(
+    dy_ptr, db_ptr, pixels, C, pixels_a_split,  # dy [pixels, C], db [splits, C]
+    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    tiles_c = tl.cdiv(C, BLOCK_C)
+    c = tl.program_id(0) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    split = tl.cast(tl.program_id(0) // tiles_c, INDEX)
+    first = split * pixels_a_split
+    last = tl.minimum(first + pixels_a_split, pixels)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for start in range(first, last, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        inside = (p < last)[:, None] & (c < C)[None, :]
+        acc += tl.load(dy_ptr + (p[:, None] * C + c[None, :]), mask=inside, other=0.0).to(ACC)
+    tl.store(db_ptr + (split * C + c), tl.sum(acc, axis=0), mask=c < C)
+
+
+@op("conv2d_dbias(Tensor dy) -> Tensor", lambda dy: dy.new_empty((dy.shape[1],)))
+def conv2d_dbias(dy):
+    N, C, H, W = dy.shape
+    if dy.numel() == 0:
+        return dy.new_zeros(C)
+    dy, pixels = nhwc(dy), N * H * W
+    block_c = min(triton.next_power_of_2(C), 64)
+    block_p = INTERPRETED_BLOCK // block_c if INTERPRETED else 32
+    block_p = min(block_p, triton.next_power_of_2(pixels))
+    tiles_c = triton.cdiv(C, block_c)
+    pixels_a_split = triton.cdiv(pixels, tiles.splits(tiles_c, triton.cdiv(pixels, block_p)))
+    splits = triton.cdiv(pixels, pixels_a_split)
+    partial = split_buffer(splits, (C,), dy)
+    launch(
+        _conv2d_dbias_kernel, tiles_c * splits,
+        dy, partial, pixels, C, pixels_a_split,
+        accumulator(dy.dtype), index_type(dy), block_p, block_c, out=partial,
+    )  # fmt: skip
+    return add_splits(partial, (C,), dy.dtype)

@@ -1,0 +1,83 @@
+"""Convolution forward, the general family: implicit GEMM over gathered pixels.
+
+    y[n, oh, ow, o] = b[o] + sum_{kh, kw, c} x[n, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW, c] * w[o, kh, kw, c]
+
+A program owns BLOCK_M pixels of y by BLOCK_N output channels of one group.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .._common import accumulator, empty_in, empty_nhwc, index_type, layout, leave, nhwc, op
+from .._launch import launch
+from . import tiles
+from .geometry import SCHEMA, Geometry
+from .precision import input_precision
+from .taps import accumulate_taps, form
+
+
+@triton.jit
+def _conv2d_fwd_kernel(
+    x_ptr, w_ptr, b_ptr, y_ptr,  # x [N, H, W, C], w [CO, KH, KW, CG], b [CO], y [N, OH, OW, CO]
+    pixels, H, W, CG, OH, OW, COG, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
+    HAS_BIAS: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    tiles_n = tl.cdiv(COG, BLOCK_N)
+    n = program % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    group = program // tiles_n % GROUPS
+    m = tl.cast(program // (tiles_n * GROUPS), INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    C, CO = tl.cast(CG * GROUPS, INDEX), tl.cast(COG * GROUPS, INDEX)
+
+    image, oh, ow = m // (OH * OW), m // OW % OH, m % OW
+    h0, w0 = oh * SH - PH, ow * SW - PW
+    w_w = tl.cast(CG, INDEX)
+    acc = accumulate_taps(
+        tl.zeros((BLOCK_M, BLOCK_N), ACC),
+        x_ptr + group * CG, ((image * H + h0) * W + w0) * C, h0, w0, m < pixels, H, W, C,
+        w_ptr + tl.cast(group * COG, INDEX) * (KH * KW * CG), n * (KH * KW * w_w), n < COG,
+        KW * w_w, w_w, 1,
+        KH, KW, CG, DH, DW, FORM, TAIL, PRECISION, BLOCK_K, STAGES,
+    )  # fmt: skip
+
+    if HAS_BIAS:
+        acc += tl.load(b_ptr + group * COG + n, mask=n < COG, other=0.0).to(ACC)[None, :]
+    tl.store(
+        y_ptr + (m[:, None] * CO + (group * COG + n)[None, :]),
+        acc,
+        mask=(m < pixels)[:, None] & (n < COG)[None, :],
+    )
+
+
+def _y_layout(x, w):
+    return layout(x) if layout(x) == torch.channels_last else layout(w)
+
+
+def _fake(x, w, bias, *geometry):
+    return empty_in(Geometry(*geometry).y_shape(x.shape, w.shape), x, _y_layout(x, w))
+
+
+@op(f"conv2d(Tensor x, Tensor w, Tensor? bias, {SCHEMA}) -> Tensor", _fake)
+def conv2d_forward(x, w, bias, *geometry):
+    memory_format = _y_layout(x, w)
+    g = Geometry(*geometry)
+    x, w = nhwc(x), nhwc(w)
+    y = empty_nhwc(g.y_shape(x.shape, w.shape), x)
+    N, CO, OH, OW = y.shape
+    CG, KH, KW = w.shape[1:]
+    COG, pixels, taps = CO // g.groups, N * OH * OW, KH * KW
+    which = form(taps, CG)
+    tile = tiles.choose(pixels, COG, taps * CG if which == "flat" else CG, x)
+    launch(
+        _conv2d_fwd_kernel,
+        triton.cdiv(pixels, tile.m) * triton.cdiv(COG, tile.n) * g.groups,
+        x, w, None if bias is None else bias.contiguous(), y,
+        pixels, *x.shape[2:], CG, OH, OW, COG, g.groups, KH, KW, *g.stride, *g.before, *g.dilation,
+        bias is not None, which, CG % tile.k != 0, input_precision(x),
+        accumulator(x.dtype), index_type(x, w, y), tile.m, tile.n, tile.k, tile.stages,
+        out=y, num_warps=tile.warps,
+    )  # fmt: skip
+    return leave(y, memory_format)

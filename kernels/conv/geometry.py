@@ -1,0 +1,28 @@
+"""How a window moves over an image, as the ops pass it on, and the sizes that follow."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .._common import Pair
+
+
+class Geometry(NamedTuple):
+    """stride, padding before (top, left) and after (bottom, right), dilation; groups."""
+
+    stride: Pair
+    before: Pair
+    after: Pair
+    dilation: Pair
+    groups: int
+
+    def y_shape(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> list[int]:
+        """[N, CO, OH, OW] of the convolution of x_shape with weights [CO, CG, KH, KW]."""
+        return [x_shape[0], w_shape[0]] + [
+            (size + before + after - dilation * (taps - 1) - 1) // stride + 1
+            for size, taps, stride, before, after, dilation in zip(
+                x_shape[2:], w_shape[2:], *self[:4], strict=True
+            )
+        ]
+
+
+SCHEMA = "int[] stride, int[] before, int[] after, int[] dilation, int groups"

@@ -1,0 +1,51 @@
+"""Partial sums of a split reduction, and their sum in fixed order.
+
+    out[i] = sum_s partial[s, i]
+
+A program owns BLOCK consecutive elements of out.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._common import index_type
+from .._launch import INTERPRETED, INTERPRETED_BLOCK, launch
+
+BLOCK = INTERPRETED_BLOCK if INTERPRETED else 512
+
+
+@triton.jit
+def _add_splits_kernel(
+    partial_ptr, out_ptr, numel, splits,  # partial [splits, numel], out [numel]
+    INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    offs = tl.cast(tl.program_id(0), INDEX) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), partial_ptr.dtype.element_ty)
+    for split in range(splits):
+        acc += tl.load(
+            partial_ptr + (tl.cast(split, INDEX) * numel + offs), mask=offs < numel, other=0.0
+        )
+    tl.store(out_ptr + offs, acc, mask=offs < numel)
+
+
+def split_buffer(splits: int, shape: Sequence[int], x: Tensor) -> Tensor:
+    """Room for `splits` partial sums of `shape`: in float32 (float64), or, if one, in x's dtype."""
+    dtype = x.dtype if splits == 1 or x.dtype == torch.float64 else torch.float32
+    return torch.empty((splits, *shape), dtype=dtype, device=x.device)
+
+
+def add_splits(partial: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The sum of the partial sums, contiguous in `shape`."""
+    if partial.shape[0] == 1:
+        return partial.view(shape)
+    out = torch.empty(shape, dtype=dtype, device=partial.device)
+    block = min(BLOCK, triton.next_power_of_2(out.numel()))
+    launch(
+        _add_splits_kernel, triton.cdiv(out.numel(), block),
+        partial, out, out.numel(), partial.shape[0], index_type(partial), block, out=out,
+    )  # fmt: skip
+    return out

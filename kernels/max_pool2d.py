@@ -1,0 +1,233 @@
+"""Max pooling over 2-D windows.
+
+    y[n, c, oh, ow] = max_{kh, kw} x[n, c, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW]
+
+over the taps inside x.  NaN wins, the first of equal values wins.  A program owns a tile of pixels by
+channels of its result.  For the backward the forward keeps the winning tap's number, in one byte where
+the window has at most 255 taps; the backward gathers (each pixel asks the windows that cover it), so
+it needs no atomics and repeats bit for bit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._common import (
+    Size2,
+    accumulator,
+    apply,
+    batched,
+    empty_in,
+    empty_nhwc,
+    index_type,
+    layout,
+    leave,
+    nhwc,
+    op,
+    pixel_blocks,
+    pixel_tile,
+)
+from ._launch import launch
+from ._pool import SCHEMA, Window, covering_window, window
+
+
+@triton.jit
+def _max_pool2d_fwd_kernel(
+    x_ptr, y_ptr, tap_ptr, pixels, C, H, W, OH, OW,  # x [N, H, W, C]; y, tap [N, OH, OW, C]
+    KH, KW, SH, SW, PH, PW, DH, DW,
+    WITH_TAP: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, oh, ow, c, dst, inside = pixel_tile(pixels, C, OH, OW, INDEX, BLOCK_P, BLOCK_C)
+    best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), ACC)
+    best_tap = tl.full((BLOCK_P, BLOCK_C), -1, tl.int32)
+    for kh in range(KH):
+        for kw in range(KW):
+            h, w = oh * SH - PH + kh * DH, ow * SW - PW + kw * DW
+            valid = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            x = tl.load(x_ptr + (((n * H + h) * W + w) * C + c), mask=valid, other=0.0).to(ACC)
+            wins = valid & ((x > best) | (x != x) | (best_tap < 0))
+            best = tl.where(wins, x, best)
+            best_tap = tl.where(wins, kh * KW + kw, best_tap)
+    tl.store(y_ptr + dst, best, mask=inside)
+    if WITH_TAP:
+        tl.store(tap_ptr + dst, best_tap, mask=inside)
+
+
+@triton.jit
+def _max_pool2d_scatter_kernel(
+    dy_ptr, tap_ptr, dx_ptr, pixels, C, H, W, OH, OW,  # dy, tap [N, OH, OW, C], dx [N, H, W, C]
+    KH, KW, SH, SW, PH, PW, DH, DW, REACH_H, REACH_W,
+    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, h, w, c, dst, inside = pixel_tile(pixels, C, H, W, INDEX, BLOCK_P, BLOCK_C)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for back_h in range(REACH_H):
+        oh, kh, covers_h = covering_window(h, back_h, OH, KH, SH, PH, DH)
+        for back_w in range(REACH_W):
+            ow, kw, covers_w = covering_window(w, back_w, OW, KW, SW, PW, DW)
+            src = ((n * OH + oh) * OW + ow) * C + c
+            covers = inside & covers_h & covers_w
+            tap = tl.load(tap_ptr + src, mask=covers, other=0).to(tl.int32)
+            won = covers & (tap == kh * KW + kw)
+            acc += tl.load(dy_ptr + src, mask=won, other=0.0).to(ACC)
+    tl.store(dx_ptr + dst, acc, mask=inside)
+
+
+@triton.jit
+def _max_pool2d_gather_kernel(
+    x_ptr, tap_ptr, y_ptr, pixels, C, H, W, OH, OW,  # x [N, H, W, C]; tap, y [N, OH, OW, C]
+    KH, KW, SH, SW, PH, PW, DH, DW,
+    INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, oh, ow, c, dst, inside = pixel_tile(pixels, C, OH, OW, INDEX, BLOCK_P, BLOCK_C)
+    tap = tl.load(tap_ptr + dst, mask=inside, other=0).to(tl.int32)
+    h, w = oh * SH - PH + tap // KW * DH, ow * SW - PW + tap % KW * DW
+    won = inside & (tap < KH * KW) & (tap >= 0)
+    x = tl.load(x_ptr + (((n * H + h) * W + w) * C + c), mask=won, other=0.0)
+    tl.store(y_ptr + dst, x, mask=inside)
+
+
+def _tap_dtype(w: Window) -> torch.dtype:
+    return torch.uint8 if w.size[0] * w.size[1] <= 255 else torch.int32
+
+
+def _fake(x, with_tap, *geometry):
+    w = Window(*geometry)
+    y = empty_in(w.y_shape(x.shape), x, layout(x))
+    tap = torch.empty_like(y, dtype=_tap_dtype(w), memory_format=torch.channels_last)
+    return y, tap if with_tap else tap.new_empty(0)
+
+
+@op(f"max_pool2d(Tensor x, bool with_tap, {SCHEMA}) -> (Tensor, Tensor)", _fake)
+def _max_pool2d(x, with_tap, *geometry):
+    w = Window(*geometry)
+    y = empty_nhwc(w.y_shape(x.shape), x)
+    tap = empty_nhwc(y.shape if with_tap else (0, 0, 0, 0), x, _tap_dtype(w))
+    N, C, OH, OW = y.shape
+    programs, blocks = pixel_blocks(N * OH * OW, C)
+    launch(
+        _max_pool2d_fwd_kernel, programs,
+        nhwc(x), y, tap, N * OH * OW, C, *x.shape[2:], OH, OW, *w.size, *w.stride, *w.padding, *w.dilation,
+        with_tap, accumulator(x.dtype), index_type(x, y), out=(y, tap), **blocks,
+    )  # fmt: skip
+    return leave(y, layout(x)), tap if with_tap else tap.new_empty(0)
+
+
+@op(
+    f"max_pool2d_scatter(Tensor dy, Tensor tap, SymInt[] x_shape, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    lambda dy, tap, x_shape, memory_format, *geometry: empty_in(x_shape, dy, memory_format),
+)
+def _max_pool2d_scatter(dy, tap, x_shape, memory_format, *geometry):
+    w = Window(*geometry)
+    dx = empty_nhwc(x_shape, dy)
+    N, C, H, W = x_shape
+    programs, blocks = pixel_blocks(N * H * W, C)
+    launch(
+        _max_pool2d_scatter_kernel, programs,
+        nhwc(dy), tap, dx, N * H * W, C, H, W, *dy.shape[2:],
+        *w.size, *w.stride, *w.padding, *w.dilation, *w.reach,
+        accumulator(dy.dtype), index_type(dx, dy), out=dx, **blocks,
+    )  # fmt: skip
+    return leave(dx, memory_format)
+
+
+@op(
+    f"max_pool2d_gather(Tensor x, Tensor tap, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    lambda x, tap, memory_format, *geometry: empty_in(tap.shape, x, memory_format),
+)
+def _max_pool2d_gather(x, tap, memory_format, *geometry):
+    w = Window(*geometry)
+    y = empty_nhwc(tap.shape, x)
+    N, C, OH, OW = y.shape
+    programs, blocks = pixel_blocks(N * OH * OW, C)
+    launch(
+        _max_pool2d_gather_kernel, programs,
+        nhwc(x), tap, y, N * OH * OW, C, *x.shape[2:], OH, OW, *w.size, *w.stride, *w.padding, *w.dilation,
+        index_type(x, y), out=y, **blocks,
+    )  # fmt: skip
+    return leave(y, memory_format)
+
+
+class MaxPool2dFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, with_tap, w):
+        y, tap = _max_pool2d(x, with_tap, *w)
+        ctx.save_for_backward(tap)
+        ctx.mark_non_differentiable(tap)
+        ctx.set_materialize_grads(False)
+        ctx.x_like, ctx.window = (x.shape, layout(x)), w
+        return y, tap
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        if dy is None:
+            return None, None, None
+        (tap,) = ctx.saved_tensors
+        return MaxPool2dScatterFunction.apply(dy, tap, *ctx.x_like, ctx.window), None, None
+
+
+class MaxPool2dScatterFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, dy, tap, x_shape, memory_format, w):
+        ctx.save_for_backward(tap)
+        ctx.y_layout, ctx.window = layout(dy), w
+        return _max_pool2d_scatter(dy, tap, x_shape, memory_format, *w)
+
+    @staticmethod
+    def backward(ctx, ddx):
+        (tap,) = ctx.saved_tensors
+        return (
+            MaxPool2dGatherFunction.apply(ddx, tap, ctx.y_layout, ctx.window),
+            *[None] * 4,
+        )
+
+
+class MaxPool2dGatherFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, tap, memory_format, w):
+        ctx.save_for_backward(tap)
+        ctx.x_like, ctx.window = (x.shape, layout(x)), w
+        return _max_pool2d_gather(x, tap, memory_format, *w)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (tap,) = ctx.saved_tensors
+        dx = MaxPool2dScatterFunction.apply(dy, tap, *ctx.x_like, ctx.window)
+        return dx, None, None, None
+
+
+def _flat_indices(tap: Tensor, w: Window, width: int) -> Tensor:
+    """torch's indices, h * width + w as int64, of the taps that won; contiguous."""
+    kernel = tap.to(torch.int64, memory_format=torch.contiguous_format)
+    first_h = torch.arange(tap.shape[2], device=tap.device)[:, None] * w.stride[0] - w.padding[0]
+    first_w = torch.arange(tap.shape[3], device=tap.device) * w.stride[1] - w.padding[1]
+    h = first_h + kernel // w.size[1] * w.dilation[0]
+    return h * width + first_w + kernel % w.size[1] * w.dilation[1]
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Size2,
+    stride: Size2 | None = None,
+    padding: Size2 = 0,
+    dilation: Size2 = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As torch.nn.functional.max_pool2d.
+
+    input [N, C, H, W] or [C, H, W] -> [N, C, OH, OW] or [C, OH, OW], in input's memory format, and with
+    return_indices also where each maximum lies, int64 h * W + w.  float32, float16, bfloat16 or
+    float64.  Raises RuntimeError for shapes and options that do not fit, NotImplementedError for
+    other dtypes.
+    """
+    w = window("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
+    with_tap = return_indices or (torch.is_grad_enabled() and input.requires_grad)
+    y, tap = apply("max_pool2d", MaxPool2dFunction, batched(input), with_tap, w)
+    y = y if input.dim() == 4 else y.squeeze(0)
+    if not return_indices:
+        return y
+    indices = _flat_indices(tap, w, input.shape[-1])
+    return y, indices if input.dim() == 4 else indices.squeeze(0)

@@ -1,0 +1,47 @@
+"""Twins: the same model with equal values on our layers, or on torch.nn's."""
+
+import copy
+from collections.abc import Callable
+
+from torch import nn
+
+from . import modules
+
+TWINS = {
+    getattr(nn, name): getattr(modules, name)
+    for name in ("Conv2d", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d")
+}
+
+
+def convert(model: nn.Module, report: Callable[[str], object] | None = None) -> nn.Module:
+    """A deep copy of model with torch.nn's layers replaced by ours.
+
+    Only exact types are replaced: a subclass may compute something else, so it is kept.  report, if
+    given (print, say), is called with a line for every replaced layer and every other leaf.
+    """
+    return _swapped(model, TWINS, report)
+
+
+def as_torch(model: nn.Module, report: Callable[[str], object] | None = None) -> nn.Module:
+    """A deep copy of model with our layers replaced by torch.nn's; see convert."""
+    return _swapped(model, {ours: theirs for theirs, ours in TWINS.items()}, report)
+
+
+def _swapped(model: nn.Module, to: dict, report: Callable[[str], object] | None) -> nn.Module:
+    twin = copy.deepcopy(model)
+    for name, module in twin.named_modules():
+        kind = type(module)
+        if kind in to:
+            module.__class__ = to[kind]  # a layer and its twin hold the same attributes
+            line = f"{_path(kind)} -> {_path(to[kind])}"
+        elif isinstance(module, tuple(to)) or not any(module.children()):
+            line = f"{_path(kind)} kept"
+        else:
+            continue
+        if report is not None:
+            report(f"{name or 'model'}: {line}")
+    return twin
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
