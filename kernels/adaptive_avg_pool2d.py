@@ -151,10 +151,14 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | 
     """
     check_pool_input("adaptive_avg_pool2d", input)
     sizes = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
-    if len(sizes) != 2 or not all(n is None or isinstance(n, int | torch.SymInt) for n in sizes):
+    if not all(n is None or isinstance(n, int | torch.SymInt) for n in sizes):
         raise TypeError(
             "adaptive_avg_pool2d: output_size must be an int, None or a tuple of two of them, got "
             f"{output_size!r}"
+        )
+    if len(sizes) != 2:
+        raise RuntimeError(
+            f"adaptive_avg_pool2d: output_size must have two elements, got {output_size!r}"
         )
     size = tuple(
         given if given is not None else n

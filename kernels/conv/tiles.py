@@ -5,6 +5,8 @@ for sm_80 and newer within 99 KiB of shared memory, the least any of these devic
 those of HOPPER, which sm_90's 227 KiB allow.
 """
 
+import functools
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -48,6 +50,7 @@ HOPPER = {
     ),
 }
 PROGRAMS = 264  # two for each multiprocessor of an H100: fewer leave some idle
+STEP = 2**17  # elements that cost the interpreter as much as a step's fixed part
 LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
 
 
@@ -68,18 +71,31 @@ def choose(m: int, n: int, k: int, x: torch.Tensor) -> Tile:
     return next((t for t in tiles if t.n <= n), tiles[-1])
 
 
+@functools.cache
 def interpreted(m: int, n: int, k: int) -> Tile:
-    """Few, large blocks: the longest side gets what the interpreter's block limit leaves."""
-    sizes = [triton.next_power_of_2(size) for size in (m, n, k)]
-    longest = sizes.index(max(sizes))
-    blocks = [min(size, 256) for size in sizes]
-    across = max(blocks[:longest] + blocks[longest + 1 :])
-    blocks[longest] = min(sizes[longest], INTERPRETED_BLOCK // across)
-    return Tile(*blocks, warps=1, stages=1)
+    """The tile that costs the interpreter least: a step costs STEP elements' worth, plus its elements."""
+    tiles = (
+        Tile(*blocks, warps=1, stages=1)
+        for blocks in itertools.product(_powers(m), _powers(n), _powers(k))
+        if max(_sides(*blocks)) <= INTERPRETED_BLOCK
+    )
+    return min(
+        tiles,
+        key=lambda t: triton.cdiv(m, t.m) * triton.cdiv(n, t.n) * triton.cdiv(k, t.k)
+        * (STEP + sum(_sides(*t[:3]))),
+    )  # fmt: skip
+
+
+def _sides(m: int, n: int, k: int) -> tuple[int, int, int]:
+    return m * n, m * k, n * k
+
+
+def _powers(size: int) -> list[int]:
+    return [2**i for i in range(triton.next_power_of_2(size).bit_length())]
 
 
 def pixel_box(pixels: int, height: int, width: int) -> tuple[int, int, int]:
-    """A box of [images, rows, columns], each a power of two, that holds `pixels` pixels."""
+    """A box of [images, rows, columns], powers of two, that holds `pixels` pixels."""
     columns = min(triton.next_power_of_2(width), pixels)
     rows = min(triton.next_power_of_2(height), pixels // columns)
     return pixels // (columns * rows), rows, columns
