@@ -134,10 +134,10 @@ def _max_pool2d_scatter(dy, tap, x_shape, memory_format, *geometry):
 
 
 @op(
-    f"max_pool2d_gather(Tensor x, Tensor tap, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
-    lambda x, tap, memory_format, *geometry: empty_in(tap.shape, x, memory_format),
+    f"max_pool2d_gather(Tensor x, Tensor tap, {SCHEMA}) -> Tensor",
+    lambda x, tap, *geometry: empty_in(tap.shape, x, layout(x)),
 )
-def _max_pool2d_gather(x, tap, memory_format, *geometry):
+def _max_pool2d_gather(x, tap, *geometry):
     w = Window(*geometry)
     y = empty_nhwc(tap.shape, x)
     N, C, OH, OW = y.shape
@@ -147,7 +147,7 @@ def _max_pool2d_gather(x, tap, memory_format, *geometry):
         nhwc(x), tap, y, N * OH * OW, C, *x.shape[2:], OH, OW, *w.size, *w.stride, *w.padding, *w.dilation,
         index_type(x, y), out=y, **blocks,
     )  # fmt: skip
-    return leave(y, memory_format)
+    return leave(y, layout(x))
 
 
 class MaxPool2dFunction(torch.autograd.Function):
@@ -172,30 +172,26 @@ class MaxPool2dScatterFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, dy, tap, x_shape, memory_format, w):
         ctx.save_for_backward(tap)
-        ctx.y_layout, ctx.window = layout(dy), w
+        ctx.window = w
         return _max_pool2d_scatter(dy, tap, x_shape, memory_format, *w)
 
     @staticmethod
     def backward(ctx, ddx):
         (tap,) = ctx.saved_tensors
-        return (
-            MaxPool2dGatherFunction.apply(ddx, tap, ctx.y_layout, ctx.window),
-            *[None] * 4,
-        )
+        return MaxPool2dGatherFunction.apply(ddx, tap, ctx.window), None, None, None, None
 
 
 class MaxPool2dGatherFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, tap, memory_format, w):
+    def forward(ctx, x, tap, w):
         ctx.save_for_backward(tap)
         ctx.x_like, ctx.window = (x.shape, layout(x)), w
-        return _max_pool2d_gather(x, tap, memory_format, *w)
+        return _max_pool2d_gather(x, tap, *w)
 
     @staticmethod
     def backward(ctx, dy):
         (tap,) = ctx.saved_tensors
-        dx = MaxPool2dScatterFunction.apply(dy, tap, *ctx.x_like, ctx.window)
-        return dx, None, None, None
+        return MaxPool2dScatterFunction.apply(dy, tap, *ctx.x_like, ctx.window), None, None
 
 
 def _flat_indices(tap: Tensor, w: Window, width: int) -> Tensor:

@@ -1,0 +1,24 @@
+"""The whole suite runs on the device the kernels run on, from memory that is never accidentally zero."""
+
+import pytest
+import torch
+
+from tritonconv import _launch
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return "cpu" if _launch.INTERPRETED else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory():
+    """torch.empty returns NaN: an element that no kernel wrote is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

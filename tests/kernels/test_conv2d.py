@@ -1,0 +1,415 @@
+import pytest
+import torch
+from reference import (
+    Dispatched,
+    assert_close,
+    assert_equal,
+    forward_backward,
+    in_float64,
+    integers,
+)
+from torch.nn import functional as F  # noqa: N812
+
+import tritonconv
+from tritonconv import _common, conv2d
+from tritonconv.conv import tiles
+from tritonconv.conv.precision import input_precision
+
+# name and reason, input shape, weight shape, options
+CASES = {
+    "plain": ((2, 3, 7, 6), (5, 3, 3, 3), {}),
+    "padded": ((2, 3, 7, 6), (5, 3, 3, 3), {"padding": 1}),
+    "even size at stride 2": ((2, 3, 8, 8), (5, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "odd size at stride 2": ((2, 3, 9, 7), (5, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "1x1": ((2, 18, 5, 4), (20, 18, 1, 1), {}),
+    "1x1 at stride 2 leaves pixels that no tap reaches": ((2, 18, 5, 4), (6, 18, 1, 1), {"stride": 2}),
+    "stride beyond the kernel": ((1, 2, 11, 10), (3, 2, 2, 2), {"stride": (3, 4)}),
+    "asymmetric everything": (
+        (2, 4, 11, 9),
+        (6, 4, 3, 2),
+        {"stride": (1, 2), "padding": (2, 0), "dilation": (2, 3)},
+    ),
+    "dilation divides the stride's classes": ((1, 3, 12, 12), (2, 3, 3, 3), {"stride": 2, "dilation": 2}),
+    "dilation coprime to the stride": ((1, 3, 14, 13), (2, 3, 3, 3), {"stride": 2, "dilation": 3}),
+    "common factor of stride and dilation": (
+        (1, 3, 17, 17),
+        (2, 3, 3, 3),
+        {"stride": 4, "dilation": 6, "padding": 5},
+    ),
+    "two groups": ((2, 4, 6, 6), (6, 2, 3, 3), {"groups": 2, "padding": 1}),
+    "wide groups": ((1, 40, 4, 4), (36, 20, 3, 3), {"groups": 2, "padding": 1}),
+    "depthwise": ((2, 5, 6, 6), (5, 1, 3, 3), {"groups": 5, "padding": 1}),
+    "depthwise with multiplier, stride 2": ((1, 3, 7, 7), (6, 1, 3, 3), {"groups": 3, "stride": 2}),
+    "one step of channels": ((1, 16, 5, 5), (3, 16, 3, 3), {"padding": 1}),
+    "channels that no power of two divides": ((1, 17, 5, 5), (19, 17, 3, 3), {"padding": 1}),
+    "several blocks of channels and a tail": ((1, 301, 3, 3), (3, 301, 2, 2), {}),
+    "more than 32 taps": ((1, 18, 9, 9), (20, 18, 6, 6), {"padding": 2}),
+    "more than 32 taps, stride 2": ((1, 18, 9, 9), (20, 18, 7, 5), {"padding": 2, "stride": 2}),
+    "exactly 32 taps": ((1, 16, 8, 8), (4, 16, 4, 8), {"padding": (1, 3)}),
+    "window of the whole image": ((2, 3, 5, 4), (4, 3, 5, 4), {}),
+    "window larger than the image": ((1, 2, 2, 3), (3, 2, 5, 5), {"padding": 2}),
+    "padding beyond the kernel": ((1, 2, 3, 3), (3, 2, 2, 2), {"padding": 4}),
+    "one pixel": ((3, 4, 1, 1), (5, 4, 1, 1), {}),
+    "same, odd kernel": ((1, 2, 5, 6), (3, 2, 3, 5), {"padding": "same"}),
+    "same, even kernel pads one more after": ((1, 2, 5, 6), (3, 2, 4, 2), {"padding": "same"}),
+    "same, dilated even kernel": ((1, 2, 7, 8), (3, 2, 4, 2), {"padding": "same", "dilation": 3}),
+    "valid": ((1, 2, 5, 6), (3, 2, 3, 3), {"padding": "valid"}),
+}  # fmt: skip
+DENSE = ("padded", "asymmetric everything", "two groups", "more than 32 taps, stride 2", "depthwise")
+
+
+def tensors(x_shape, w_shape, device, dtype=torch.float64, make=torch.randn):
+    made = [make(*shape).to(device, dtype) for shape in (x_shape, w_shape, w_shape[:1])]
+    return made
+
+
+def torch_float64(given, options, dy=None):
+    return forward_backward(
+        lambda x, w, b: F.conv2d(x, w, b, **options),
+        *in_float64(given),
+        dy=None if dy is None else dy.cpu().double(),
+    )
+
+
+def reduced(x_shape, w_shape):
+    """The longest sum: over a window's inputs, or over the outputs for dw."""
+    return max(w_shape[1] * w_shape[2] * w_shape[3], x_shape[0] * x_shape[2] * x_shape[3])
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch's
+@pytest.mark.parametrize("name", CASES)
+def test_conv2d_equals_torch(name, device):
+    x_shape, w_shape, options = CASES[name]
+    given = tensors(x_shape, w_shape, device)
+    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given)
+    assert_close(ours, torch_float64(given, options), reduced(x_shape, w_shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", DENSE)
+def test_conv2d_rounds_once(name, dtype, device):
+    x_shape, w_shape, options = CASES[name]
+    given = tensors(x_shape, w_shape, device, dtype)
+    dy = torch.randn(conv2d(*given, **options).shape).to(device, dtype)
+    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given, dy=dy)
+    tf32 = device == "cuda" and dtype == torch.float32
+    expected = torch_float64(given, options, dy)
+    assert_close(ours, expected, reduced(x_shape, w_shape), eps=2**-10 if tf32 else None)
+    assert all(t.dtype == dtype for t in ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", DENSE)
+def test_conv2d_of_integers_is_exact(name, dtype, device):
+    x_shape, w_shape, options = CASES[name]
+    given = tensors(x_shape, w_shape, device, dtype, integers)
+    y = conv2d(*given, **options)
+    dy = integers(*y.shape, most=1).to(y)
+    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given, dy=dy)
+    if dtype == torch.bfloat16:  # 8 bits hold integers to 256: larger sums round
+        expected = [t.to(dtype) for t in torch_float64(given, options, dy)]
+    else:
+        expected = torch_float64(given, options, dy)
+    assert_equal(ours, expected)
+
+
+EVERY_TILE = sorted({t for table in (*tiles.TILES.values(), *tiles.HOPPER.values()) for t in table})
+
+
+@pytest.mark.parametrize("tile", EVERY_TILE, ids=lambda t: "x".join(map(str, t)))
+@pytest.mark.parametrize("name", ["stride 1", "stride 2, few channels", "two groups"])
+def test_conv2d_is_exact_with_every_tile(name, tile, device, monkeypatch):
+    x_shape, w_shape, options = {
+        "stride 1": ((2, 33, 9, 10), (40, 33, 3, 3), {"padding": 1}),
+        "stride 2, few channels": ((3, 3, 11, 12), (17, 3, 5, 5), {"padding": 2, "stride": 2}),
+        "two groups": ((1, 34, 6, 6), (36, 17, 3, 3), {"padding": 1, "groups": 2}),
+    }[name]
+    dtype = next(
+        (t for t in (torch.float64, torch.float32) if tile in tiles.TILES[t.itemsize]),
+        torch.float16,
+    )
+    given = tensors(x_shape, w_shape, device, dtype, integers)
+    monkeypatch.setattr(tiles, "choose", lambda *problem: tile)
+    monkeypatch.setattr(tiles, "splits", lambda programs, steps: min(steps, 3))
+    y = conv2d(*given, **options)
+    dy = integers(*y.shape, most=1).to(y)
+    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given, dy=dy)
+    assert_equal(ours, torch_float64(given, options, dy))
+
+
+@pytest.mark.parametrize("splits", [1, 2, 5, 100])
+def test_conv2d_gradients_do_not_depend_on_splits(splits, device, monkeypatch):
+    given = tensors((5, 3, 9, 9), (4, 3, 3, 3), device, torch.float32, integers)
+    small = tiles.Tile(16, 16, 16, 4, 2)
+    monkeypatch.setattr(tiles, "choose", lambda *problem: small)
+    monkeypatch.setattr(tiles, "splits", lambda programs, steps: min(splits, steps))
+    dy = integers(5, 4, 9, 9)
+    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, padding=1), *given, dy=dy)
+    assert_equal(ours, torch_float64(given, {"padding": 1}, dy))
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_conv2d_with_64_bit_offsets(name, device, monkeypatch):
+    monkeypatch.setattr(_common, "WIDE_FROM", 0)
+    x_shape, w_shape, options = CASES[name]
+    given = tensors(x_shape, w_shape, device)
+    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given)
+    assert_close(ours, torch_float64(given, options), reduced(x_shape, w_shape))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {"stride": 2, "padding": 1, "groups": 2},
+        {"stride": (2, 3), "dilation": (2, 1), "padding": 2},
+    ],
+    ids=str,
+)
+def test_conv2d_second_gradients(options, bias, device):
+    def leaf(*shape):
+        return torch.randn(*shape, dtype=torch.float64, device=device, requires_grad=True)
+
+    x, w = leaf(1, 4, 5, 4), leaf(2, 4 // options.get("groups", 1), 3, 2)
+    b = leaf(2) if bias else None
+
+    def f(*given):
+        return conv2d(*given, **options)
+
+    given = (x, w, b) if bias else (x, w)
+    assert torch.autograd.gradcheck(f, given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, given, fast_mode=True)
+
+
+def test_conv2d_gradient_penalty_equals_torch(device):
+    """The second gradient flows through dgrad into both of its arguments."""
+
+    def penalty(f, x, w):
+        x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(f(x, w, stride=2, padding=1).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), (x, w))
+
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    w = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    ours = penalty(conv2d, x.to(device), w.to(device))
+    for a, e in zip(ours, penalty(F.conv2d, x, w), strict=True):
+        torch.testing.assert_close(a.cpu(), e)
+
+
+@pytest.mark.parametrize("w_shape", [(6, 4, 3, 3), (6, 4, 1, 1), (4, 1, 3, 3)], ids=str)
+@pytest.mark.parametrize("w_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last])
+def test_conv2d_has_torchs_strides(x_format, w_format, w_shape, device):
+    x = torch.randn(2, 4, 5, 6).to(memory_format=x_format)
+    w = torch.randn(w_shape).to(memory_format=w_format)
+    groups = 4 // w_shape[1]
+    ours = forward_backward(
+        lambda x, w: conv2d(x, w, groups=groups), x.to(device), w.to(device)
+    )
+    theirs = forward_backward(lambda x, w: F.conv2d(x, w, groups=groups), x, w)
+    assert ours[0].stride() == theirs[0].stride()
+    assert ours[1].stride() == x.stride()
+    assert ours[2].stride() == w.stride()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_conv2d_output_views_as_rows(channels, device):
+    x = torch.randn(2, channels, 5, 5, device=device)
+    y = conv2d(x, torch.randn(1, channels, 5, 5, device=device))
+    assert y.view(2, -1).shape == (2, 1)
+    assert y.stride() == (1, 1, 1, 1)
+
+
+STRIDED = {
+    "every second pixel": lambda t: torch.cat([t, t], -1)[..., ::2].copy_(t),
+    "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "slice of torch.cat": lambda t: torch.cat([t, t], 1)[:, : t.shape[1]],
+    "an offset into memory": lambda t: torch.cat([t.flatten(), t.flatten()])[3:][: t.numel()]
+    .view(t.shape)
+    .copy_(t),
+}
+
+
+@pytest.mark.parametrize("strided", STRIDED.values(), ids=STRIDED)
+def test_conv2d_accepts_any_strides(strided, device):
+    x, w, b = tensors((2, 3, 6, 6), (4, 3, 3, 3), device)
+    dy = torch.randn(2, 4, 4, 4, dtype=torch.float64, device=device)
+    expected = torch_float64([x, w, b], {}, dy)
+    bias = torch.stack([b, b], 1)[:, 0]
+    ours = forward_backward(conv2d, strided(x), strided(w), bias, dy=strided(dy))
+    assert_close(ours, expected, 144)
+
+
+def test_conv2d_accepts_an_expanded_gradient(device):
+    given = tensors((2, 3, 6, 6), (4, 3, 3, 3), device)
+    dy = torch.ones((), dtype=torch.float64, device=device).expand(2, 4, 4, 4)
+    assert_close(forward_backward(conv2d, *given, dy=dy), torch_float64(given, {}, dy), 144)
+
+
+def test_conv2d_takes_one_image(device):
+    given = tensors((1, 3, 6, 6), (4, 3, 3, 3), device)
+    given[0] = given[0][0]
+    ours = forward_backward(conv2d, *given)
+    assert ours[0].shape == (4, 4, 4)
+    assert_close(ours, torch_float64(given, {}), 36)
+
+
+def test_conv2d_takes_an_empty_batch(device):
+    x, w, b = tensors((0, 3, 6, 6), (4, 3, 3, 3), device)
+    y, dx, dw, db = forward_backward(conv2d, x, w, b)
+    assert y.shape == (0, 4, 4, 4)
+    assert dx.shape == x.shape
+    assert not dw.any()
+    assert not db.any()
+
+
+@pytest.mark.parametrize(
+    ("needed", "ops"),
+    [
+        ("x", ["conv2d", "conv2d_dgrad"]),
+        ("w", ["conv2d", "conv2d_wgrad"]),
+        ("b", ["conv2d", "conv2d_dbias"]),
+        ("xw", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"]),
+        ("", ["conv2d"]),
+    ],
+)
+def test_conv2d_computes_only_needed_gradients(needed, ops, device):
+    given = dict(zip("xwb", tensors((1, 2, 4, 4), (3, 2, 3, 3), device), strict=True))
+    for name in needed:
+        given[name].requires_grad_()
+    with Dispatched() as dispatched:
+        y = conv2d(*given.values())
+        if needed:
+            y.sum().backward()
+    assert dispatched.ours == ops
+    assert "".join(name for name, t in given.items() if t.grad is not None) == needed
+
+
+def test_conv2d_repeats_bit_for_bit(device):
+    given = tensors((4, 20, 9, 9), (24, 20, 3, 3), device, torch.float32)
+    first, second = forward_backward(conv2d, *given), forward_backward(conv2d, *given)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_conv2d_notices_an_edited_input(device):
+    x, w, b = tensors((1, 2, 4, 4), (3, 2, 3, 3), device)
+    y = conv2d(x, w.requires_grad_(), b)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_conv2d_under_autocast(dtype, device):
+    x, w, b = tensors((1, 2, 4, 4), (3, 2, 3, 3), device, torch.float32)
+    w.requires_grad_()
+    with torch.autocast(device, dtype):
+        y = conv2d(x, w, b)
+        wide = conv2d(x.double(), w.double(), b.double())
+    y.sum().backward()
+    assert (y.dtype, wide.dtype, w.grad.dtype) == (dtype, torch.float64, torch.float32)
+    torch.testing.assert_close(y, conv2d(x.to(dtype), w.to(dtype), b.to(dtype)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "expected"),
+    [
+        ("tf32", torch.float32, "tf32"),
+        ("ieee", torch.float32, "ieee"),
+        ("tf32", torch.float64, "ieee"),
+        ("tf32", torch.float16, "ieee"),
+    ],
+)
+def test_conv2d_obeys_torchs_tf32_switch(precision, dtype, expected):
+    switch = torch.backends.cudnn.conv
+    before = switch.fp32_precision
+    try:
+        switch.fp32_precision = precision
+        assert input_precision(torch.empty(1, dtype=dtype)) == expected
+    finally:
+        switch.fp32_precision = before
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward_ad
+def test_conv2d_refuses_transforms_by_name(device):
+    x, w, _ = tensors((2, 2, 4, 4), (3, 2, 3, 3), device)
+    with pytest.raises(NotImplementedError, match=r"conv2d: torch\.func transforms"):
+        torch.func.vmap(lambda one: conv2d(one, w))(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(NotImplementedError, match="jvp|forward"):
+            conv2d(dual, w)
+
+
+X, W, B = (1, 4, 5, 5), (6, 4, 3, 3), (6,)
+ERRORS = {
+    "input's rank": ((5, 5), W, B, {}, RuntimeError, r"input must be 3-D or 4-D, got shape \(5, 5\)"),
+    "weight's rank": (X, (6, 4, 3), B, {}, RuntimeError, "weight must be 4-D"),
+    "channels": ((1, 3, 5, 5), W, B, {}, RuntimeError, "expected input to have 4 channels, got 3"),
+    "groups of outputs": (X, (5, 2, 3, 3), None, {"groups": 2}, RuntimeError, "multiple of groups=2"),
+    "groups of inputs": (X, W, B, {"groups": 2}, RuntimeError, "8 channels, got 4"),
+    "no groups": (X, W, B, {"groups": 0}, RuntimeError, "groups must be positive"),
+    "bias's shape": (X, W, (5,), {}, RuntimeError, r"bias of shape \(6,\).*got \(5,\)"),
+    "bias's rank": (X, W, (6, 1), {}, RuntimeError, "bias must be 1-D"),
+    "kernel too large": ((1, 4, 2, 2), W, B, {}, RuntimeError, "fits the padded input"),
+    "dilated kernel too large": (X, W, B, {"dilation": 3}, RuntimeError, "fits the padded input"),
+    "no stride": (X, W, B, {"stride": 0}, RuntimeError, r"stride must be positive, got \(0, 0\)"),
+    "no dilation": (X, W, B, {"dilation": 0}, RuntimeError, "dilation must be positive"),
+    "negative padding": (X, W, B, {"padding": -1}, RuntimeError, "padding must be non-negative"),
+    "unknown padding": (X, W, B, {"padding": "full"}, RuntimeError, "padding must be 'same', 'valid'"),
+    "same at stride 2": (X, W, B, {"padding": "same", "stride": 2}, RuntimeError, "strided"),
+    "three strides": (X, W, B, {"stride": (1, 1, 1)}, RuntimeError, "stride must be a single int"),
+    "a float stride": (X, W, B, {"stride": 1.5}, TypeError, "stride must be an int"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_conv2d_refuses_what_torch_refuses(name, device):
+    x, w, b, options, error, message = ERRORS[name]
+    given = [t if t is None else torch.randn(t) for t in (x, w, b)]
+    with pytest.raises(error):
+        F.conv2d(*given, **options)
+    with pytest.raises(error, match=f"conv2d: .*{message}"):
+        conv2d(*[t if t is None else t.to(device) for t in given], **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x, w, b: (x.half(), w, b), RuntimeError, "same dtype and device.*float16.*float32"),
+        (lambda x, w, b: (x, w, b.double()), RuntimeError, "same dtype and device.*float64"),
+        (lambda x, w, b: (x.int(), w.int(), b.int()), NotImplementedError, "got torch.int32; convert"),
+        (lambda x, w, b: (x.to(torch.complex64), w, b), NotImplementedError, "got torch.complex64"),
+        (lambda x, w, b: (x.to_sparse(), w, b), NotImplementedError, "must be a dense tensor"),
+        (lambda x, w, b: (None, w, b), TypeError, "input must be a Tensor, got NoneType"),
+        (lambda x, w, b: (x, w.to("meta"), b), RuntimeError, "same dtype and device.*meta"),
+    ],
+)
+def test_conv2d_refuses_other_tensors(change, error, message, device):
+    given = [torch.randn(shape, device=device) for shape in (X, W, B)]
+    with pytest.raises(error, match=f"conv2d: .*{message}"):
+        conv2d(*change(*given))
+
+
+def test_conv2d_parameter_counts():
+    def count(*args, **options):
+        return sum(p.numel() for p in tritonconv.Conv2d(*args, **options).parameters())
+
+    assert [count(3, 6, 3), count(6, 4, 3), count(4, 16, 5), count(16, 3, 5)] == [168, 220, 1616, 1203]
+    assert [count(4, 8, 3), count(4, 8, 3, groups=2)] == [296, 152]
+    bottleneck = count(256, 32, 1) + count(32, 32, 3) + count(32, 256, 1)
+    assert (bottleneck, count(256, 256, 3)) == (25_920, 590_080)
+    separable = count(4, 8, 3, groups=4, bias=False) + count(8, 8, 1, bias=False)
+    assert (separable, count(4, 8, 3, bias=False)) == (72 + 64, 288)
+    with pytest.raises(ValueError, match="in_channels must be divisible by groups"):
+        tritonconv.Conv2d(4, 8, 3, groups=3)
+
+
+def test_conv2d_output_sizes(device):
+    assert tritonconv.Conv2d(3, 4, 3, padding=2).to(device)(
+        torch.randn(3, 100, 100, device=device)
+    ).shape == (4, 102, 102)
+    assert tritonconv.Conv2d(2, 3, (3, 5), padding=(1, 2)).to(device)(
+        torch.randn(4, 2, 3, 5, device=device)
+    ).shape == (4, 3, 3, 5)

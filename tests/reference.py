@@ -1,0 +1,59 @@
+"""Comparing an operator with torch in float64: outputs, gradients, bounds that follow the dtype."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def integers(*shape: int, most: int = 2, **options) -> Tensor:
+    """Small integers: their sums of products are exact in every dtype, whatever the order."""
+    return torch.randint(-most, most + 1, shape).to(**options)
+
+
+def forward_backward(f: Callable, *tensors: Tensor | None, dy: Tensor | None = None) -> list[Tensor]:
+    """f's output and the gradient of every tensor, for the given or a constant random dy."""
+    leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
+    y = f(*leaves)
+    if dy is None:
+        dy = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wanted = [t for t in leaves if t is not None]
+    return [y.detach(), *torch.autograd.grad(y, wanted, dy.to(y))]
+
+
+def in_float64(tensors: list[Tensor | None]) -> list[Tensor | None]:
+    """Contiguous float64 copies on the CPU, where torch's own operators are the oracle."""
+    return [t if t is None else t.detach().cpu().to(torch.float64).contiguous() for t in tensors]
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor], reduced: int, eps: float | None = None):
+    """Within the rounding of the result, plus that of a sum of `reduced` products of about 1.
+
+    Such a sum's partial sums grow with the square root of their length, and so does the error
+    relative to them.  eps: the precision of the products, by default that of the accumulator.
+    """
+    for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        accumulated = eps or torch.finfo(torch.promote_types(a.dtype, torch.float32)).eps
+        bound = torch.finfo(a.dtype).eps * e.abs() + 2 * reduced * accumulated
+        error = (a.cpu().double() - e).abs()
+        assert torch.isfinite(a).all(), f"result {number} is not finite"
+        assert (error <= bound).all(), f"result {number}: {(error / bound).max():.3g} times the bound"
+
+
+def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(a.cpu().double(), e.cpu().double()), f"result {number} differs"
+
+
+class Dispatched(TorchDispatchMode):
+    """The names of tritonconv's ops that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "tritonconv":
+            self.ours.append(func._schema.name.removeprefix("tritonconv::"))
+        return func(*args, **(kwargs or {}))
