@@ -150,9 +150,9 @@ def index_type(*tensors: Tensor) -> tl.dtype:
 def pixel_blocks(pixels: int, channels: int) -> tuple[int, dict[str, int]]:
     """Programs, and BLOCK_P and BLOCK_C, for a kernel that owns tiles of [pixels, channels]."""
     block_c = min(triton.next_power_of_2(channels), 64)
-    block_p = max((INTERPRETED_BLOCK if INTERPRETED else 1024) // block_c, 1)
+    block_p = 1024 // block_c
     if INTERPRETED:
-        block_p = min(block_p, triton.next_power_of_2(pixels))
+        block_p = min(INTERPRETED_BLOCK // block_c, triton.next_power_of_2(max(pixels, 1)))
     programs = triton.cdiv(pixels, block_p) * triton.cdiv(channels, block_c)
     return programs, {"BLOCK_P": block_p, "BLOCK_C": block_c}
 

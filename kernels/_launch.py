@@ -26,19 +26,24 @@ def launch(kernel, programs: int, *args, out: Tensor | tuple[Tensor, ...], **met
 
 
 def _run_on_gpu(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict) -> None:
-    if outs[0].device.type != "cuda":
-        raise RuntimeError(
-            f"tritonconv: expected CUDA tensors, got a tensor on {outs[0].device}, where the kernels "
-            "run only in Triton's interpreter; move the tensors to a CUDA device, or set "
-            "TRITON_INTERPRET=1 before importing tritonconv"
-        )
-    _require_supported(outs[0].device.index)
+    device_capability(outs[0])
     with torch.cuda.device_of(outs[0]):  # Triton launches on the current device
         kernel[(programs,)](*args, **meta)
 
 
+def device_capability(x: Tensor) -> tuple[int, int]:
+    """The compute capability of x's GPU, which must be one the kernels run on."""
+    if x.device.type != "cuda":
+        raise RuntimeError(
+            f"tritonconv: expected CUDA tensors, got a tensor on {x.device}, where the kernels run "
+            "only in Triton's interpreter; move the tensors to a CUDA device, or set "
+            "TRITON_INTERPRET=1 before importing tritonconv"
+        )
+    return _supported_capability(x.device.index)
+
+
 @functools.cache
-def _require_supported(index: int) -> None:
+def _supported_capability(index: int) -> tuple[int, int]:
     capability = torch.cuda.get_device_capability(index)
     if torch.version.hip or capability < (8, 0):
         raise RuntimeError(
@@ -46,6 +51,7 @@ def _require_supported(index: int) -> None:
             f"{torch.cuda.get_device_name(index)} ({capability[0]}.{capability[1]}); use a newer GPU, "
             "or CPU tensors with TRITON_INTERPRET=1 set before importing tritonconv"
         )
+    return capability
 
 
 _run = _interpreter.run if INTERPRETED else _run_on_gpu

@@ -195,8 +195,8 @@ class MaxPool2dGatherFunction(torch.autograd.Function):
 
 
 def _flat_indices(tap: Tensor, w: Window, width: int) -> Tensor:
-    """torch's indices, h * width + w as int64, of the taps that won; contiguous."""
-    kernel = tap.to(torch.int64, memory_format=torch.contiguous_format)
+    """torch's indices, h * width + w as int64, of the taps that won."""
+    kernel = tap.to(torch.int64)
     first_h = torch.arange(tap.shape[2], device=tap.device)[:, None] * w.stride[0] - w.padding[0]
     first_w = torch.arange(tap.shape[3], device=tap.device) * w.stride[1] - w.padding[1]
     h = first_h + kernel // w.size[1] * w.dilation[0]
@@ -225,5 +225,5 @@ def max_pool2d(
     y = y if input.dim() == 4 else y.squeeze(0)
     if not return_indices:
         return y
-    indices = _flat_indices(tap, w, input.shape[-1])
+    indices = leave(_flat_indices(tap, w, input.shape[-1]), layout(batched(input)))
     return y, indices if input.dim() == 4 else indices.squeeze(0)

@@ -1,5 +1,6 @@
 """Comparing an operator with torch in float64: outputs, gradients, bounds that follow the dtype."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,15 +28,18 @@ def in_float64(tensors: list[Tensor | None]) -> list[Tensor | None]:
     return [t if t is None else t.detach().cpu().to(torch.float64).contiguous() for t in tensors]
 
 
-def assert_close(actual: list[Tensor], expected: list[Tensor], reduced: int, eps: float | None = None):
-    """Within the rounding of the result, plus that of a sum of `reduced` products of about 1.
+def assert_close(
+    actual: list[Tensor], expected: list[Tensor], reduced: int, operand_eps: float = 0.0
+) -> None:
+    """Within the rounding of the result and of a sum of `reduced` products of about 1.
 
-    Such a sum's partial sums grow with the square root of their length, and so does the error
-    relative to them.  eps: the precision of the products, by default that of the accumulator.
+    Such a sum grows with the square root of its length, and so does the error relative to it;
+    operand_eps: the rounding of the products' operands (TF32's), whose errors are independent.
     """
     for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        accumulated = eps or torch.finfo(torch.promote_types(a.dtype, torch.float32)).eps
-        bound = torch.finfo(a.dtype).eps * e.abs() + 2 * reduced * accumulated
+        eps = torch.finfo(torch.promote_types(a.dtype, torch.float32)).eps
+        bound = torch.finfo(a.dtype).eps * e.abs() + 2 * reduced * eps
+        bound += 8 * math.sqrt(reduced) * operand_eps
         error = (a.cpu().double() - e).abs()
         assert torch.isfinite(a).all(), f"result {number} is not finite"
         assert (error <= bound).all(), f"result {number}: {(error / bound).max():.3g} times the bound"

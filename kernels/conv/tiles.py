@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from .._launch import INTERPRETED, INTERPRETED_BLOCK
+from .._launch import INTERPRETED, INTERPRETED_BLOCK, device_capability
 
 
 class Tile(NamedTuple):
@@ -57,10 +57,6 @@ LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
 def table(dtype: torch.dtype, capability: tuple[int, int]) -> tuple[Tile, ...]:
     size = dtype.itemsize
     return HOPPER[size] if capability[0] == 9 and size in HOPPER else TILES[size]
-
-
-def device_capability(x: torch.Tensor) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(x.device)
 
 
 def choose(m: int, n: int, k: int, x: torch.Tensor) -> Tile:

@@ -1,0 +1,84 @@
+"""Import arrows run one way, and triton stays in the kernels."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# what each layer may import of the project: the layers before it
+LAYERS = {
+    "kernels/_interpreter.py": set(),
+    "kernels/_launch.py": {"_interpreter"},
+    "kernels/_common.py": {"_launch"},
+    "kernels/_pool.py": {"_common"},
+    "kernels/conv/geometry.py": {"_common"},
+    "kernels/conv/precision.py": set(),
+    "kernels/conv/tiles.py": {"_launch"},
+    "kernels/conv/taps.py": set(),
+    "kernels/conv/split.py": {"_common", "_launch"},
+}
+OPERATOR = {"_common", "_launch", "_pool"}
+FAMILY = {"_common", "_launch", "geometry", "precision", "tiles", "taps", "split", "conv"}
+
+
+def allowed(path: str) -> set[str]:
+    if path in LAYERS:
+        return LAYERS[path]
+    if path.startswith("kernels/conv/"):
+        return FAMILY
+    return {
+        "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")},
+        "kernels/conv2d.py": OPERATOR | {"conv"},
+        "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/*2d.py")},
+        "kernels/twins.py": {"modules"},
+    }.get(path, OPERATOR)
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(level, module) of every import; `from . import a` counts as module a."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found += [(node.level, name) for name in names]
+    return found
+
+
+KERNELS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("kernels/**/*.py"))
+NETS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("nets/**/*.py"))
+
+
+@pytest.mark.parametrize("path", KERNELS)
+def test_kernels_import_only_earlier_layers(path):
+    ours = {name.split(".")[0] for level, name in imports(ROOT / path) if level > 0}
+    assert ours <= allowed(path)
+    assert not [n for level, n in imports(ROOT / path) if level == 0 and n.startswith("tritonconv")]
+
+
+@pytest.mark.parametrize("path", NETS)
+def test_nets_import_only_public_names_and_no_triton(path):
+    for level, name in imports(ROOT / path):
+        if level == 0:
+            assert name.split(".")[0] != "triton"
+            assert not name.startswith("tritonconv.") or name.startswith("tritonconv.nets")
+
+
+def calls(path: Path) -> set[str]:
+    """Dotted names of everything called in a file."""
+    return {
+        ast.unparse(node.func)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    }
+
+
+@pytest.mark.parametrize("path", KERNELS + NETS)
+def test_product_calls_no_torch_convolution_pooling_or_batch_norm(path):
+    forbidden = ("conv", "pool", "batch_norm", "unfold", "BatchNorm", "Conv", "Pool")
+    for name in calls(ROOT / path):
+        owner, _, last = name.rpartition(".")
+        if owner in ("F", "nn", "torch", "torch.nn", "nn.functional", "torch.nn.functional", "torch.ops.aten"):
+            assert not any(word in last for word in forbidden), name
