@@ -13,11 +13,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any of our files imports triton
 
-from .corr2d import corr2d
-from .conv2d import conv2d
-from .max_pool2d import max_pool2d
-from .avg_pool2d import avg_pool2d
 from .adaptive_avg_pool2d import adaptive_avg_pool2d
+from .avg_pool2d import avg_pool2d
+from .conv2d import conv2d
+from .corr2d import corr2d
+from .max_pool2d import max_pool2d
 from .modules import AdaptiveAvgPool2d, AvgPool2d, Conv2d, MaxPool2d
 from .twins import as_torch, convert
 

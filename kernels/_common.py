@@ -60,7 +60,8 @@ def pair(name: str, argument: str, value: Size2) -> Pair:
 def require_at_least(name: str, argument: str, values: Sequence[int], least: int) -> None:
     if any(v < least for v in values):
         raise RuntimeError(
-            f"{name}: {argument} must be {'positive' if least else 'non-negative'}, got {tuple(values)}"
+            f"{name}: {argument} must be {'positive' if least else 'non-negative'}, got "
+            f"{tuple(values)}"
         )
 
 
@@ -98,7 +99,8 @@ def check_pool_input(name: str, x: Tensor) -> None:
     check_tensor(name, "input", x, (3, 4))
     if any(size == 0 for size in x.shape[-3:]):
         raise RuntimeError(
-            f"{name}: input must have non-zero channels, height and width, got shape {tuple(x.shape)}"
+            f"{name}: input must have non-zero channels, height and width, got shape "
+            f"{tuple(x.shape)}"
         )
 
 
@@ -134,7 +136,7 @@ def empty_nhwc(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = N
 
 
 def empty_in(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """What a fake returns: like's dtype and device, the memory format in which the result leaves."""
+    """What a fake returns: like's dtype and device, the memory format the result leaves in."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 

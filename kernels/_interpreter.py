@@ -76,7 +76,9 @@ class _Memory:
         for start, size in self.spans:
             if start <= first < start + size:
                 memory = np.frombuffer((ctypes.c_char * size).from_address(start), dtype)
-                return memory, (pointers.astype(np.uint64) - np.uint64(start)) // np.uint64(memory.itemsize)
+                return memory, (pointers.astype(np.uint64) - np.uint64(start)) // np.uint64(
+                    memory.itemsize
+                )
         raise IndexError(f"address {first:#x} lies in none of the kernel's tensors")
 
 
@@ -88,12 +90,14 @@ def _span(x: Tensor) -> int:
 def _require_inside(index: np.ndarray, memory: np.ndarray) -> None:
     # an index before the start wrapped around, and is large
     if index.max() >= memory.size:
-        raise IndexError(f"index {index.max().view(np.int64)} of a tensor of {memory.size} elements")
+        raise IndexError(
+            f"index {index.max().view(np.int64)} of a tensor of {memory.size} elements"
+        )
 
 
 @contextlib.contextmanager
 def _memory_of(tensors: list[Tensor]):
-    """Loads and stores checked, integer overflow not: that check makes index arithmetic eight times slower."""
+    """Checks loads and stores; not integer overflow, which makes indexing eight times dearer."""
     memory, options = interpreter._interpreter, interpreter.interpreter_builder.options
     interpreter._interpreter = _Memory(memory, tensors)
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(
@@ -107,7 +111,7 @@ def _memory_of(tensors: list[Tensor]):
 
 @functools.cache
 def _prepare() -> None:
-    """Once a process: the versions agree, triton's own functions are interpreted, the user knows."""
+    """Once a process: versions agree, triton's own functions are interpreted, the user knows."""
     if _version(triton) < (3, 7) and _version(np) >= (2, 4):
         raise RuntimeError(
             f"tritonconv: the interpreter of triton {triton.__version__} cannot run with numpy "

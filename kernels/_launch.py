@@ -48,8 +48,8 @@ def _supported_capability(index: int) -> tuple[int, int]:
     if torch.version.hip or capability < (8, 0):
         raise RuntimeError(
             "tritonconv: expected an NVIDIA GPU of compute capability 8.0 or newer, got "
-            f"{torch.cuda.get_device_name(index)} ({capability[0]}.{capability[1]}); use a newer GPU, "
-            "or CPU tensors with TRITON_INTERPRET=1 set before importing tritonconv"
+            f"{torch.cuda.get_device_name(index)} ({capability[0]}.{capability[1]}); use a newer "
+            "GPU, or CPU tensors with TRITON_INTERPRET=1 set before importing tritonconv"
         )
     return capability
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import triton
-import triton.language as tl
+import triton.language as tl  # noqa: F401 the interpreter wants it
 from torch import Tensor
 
 from ._common import Pair, Size2, check_pool_input, pair, require_at_least
@@ -81,7 +81,7 @@ def window(
 
 @triton.jit
 def covering_window(h, back, O, K, S, P, D):  # noqa: E741
-    """The window `back` before the last that can reach pixel h: its index, tap, and whether it does."""
+    """The window `back` before the last to reach pixel h: its index, its tap there, if any."""
     o = (h + P) // S - back
     from_start = h + P - o * S
     tap = from_start // D

@@ -1,10 +1,11 @@
 """Average pooling to a given output size.
 
-    y[n, c, oh, ow] = mean of x[n, c, h, w] over h in [floor(oh*H/OH), ceil((oh+1)*H/OH)), w likewise
+    y[n, c, oh, ow] = mean of x[n, c, h, w],
+        h in [floor(oh*H/OH), ceil((oh+1)*H/OH)), w in [floor(ow*W/OW), ceil((ow+1)*W/OW))
 
 Sums run in float32 (float64 for float64).  A program owns a tile of pixels by channels of its
-result.  The backward gathers (each pixel asks the windows that cover it), so it needs no atomics and
-repeats bit for bit; being linear, it has the forward as its own derivative.
+result.  The backward gathers (each pixel asks the windows that cover it), so it needs no atomics
+and repeats bit for bit; being linear, it has the forward as its own derivative.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from ._launch import launch
 
 @triton.jit
 def _bounds(o, SIZE, OUT):
-    """First and past-the-last pixel of window o; also, swapped, of the windows that cover a pixel."""
+    """First and past-the-last pixel of window o; swapped, of the windows that cover a pixel."""
     return o * SIZE // OUT, ((o + 1) * SIZE + OUT - 1) // OUT
 
 
@@ -142,12 +143,13 @@ class AdaptiveAvgPool2dBackwardFunction(torch.autograd.Function):
         return AdaptiveAvgPool2dFunction.apply(ddx, ctx.size), None, None
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | None]) -> Tensor:
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
     """As torch.nn.functional.adaptive_avg_pool2d.
 
     input [N, C, H, W] or [C, H, W] -> [N, C, OH, OW] or [C, OH, OW], in input's memory format.
-    output_size is OH = OW or (OH, OW); None keeps input's size.  float32, float16, bfloat16 or float64.
-    Raises RuntimeError for shapes and sizes that do not fit, NotImplementedError for other dtypes.
+    output_size is OH = OW or (OH, OW); None keeps input's size.  float32, float16, bfloat16 or
+    float64.  Raises RuntimeError for shapes and sizes that do not fit, NotImplementedError for
+    other dtypes.
     """
     check_pool_input("adaptive_avg_pool2d", input)
     sizes = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
@@ -161,8 +163,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | 
             f"adaptive_avg_pool2d: output_size must have two elements, got {output_size!r}"
         )
     size = tuple(
-        given if given is not None else n
-        for given, n in zip(sizes, input.shape[-2:], strict=True)
+        given if given is not None else n for given, n in zip(sizes, input.shape[-2:], strict=True)
     )
     if min(size) < 0:
         raise RuntimeError(f"adaptive_avg_pool2d: output_size must be non-negative, got {size}")

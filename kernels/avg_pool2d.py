@@ -47,7 +47,8 @@ def _extent(o, SIZE, K, S, P, INCLUDE_PAD: tl.constexpr):
 
 @triton.jit
 def _avg_pool2d_fwd_kernel(
-    x_ptr, y_ptr, pixels, C, H, W, OH, OW, KH, KW, SH, SW, PH, PW,  # x [N, H, W, C], y [N, OH, OW, C]
+    x_ptr, y_ptr, pixels, C, H, W, OH, OW,  # x [N, H, W, C], y [N, OH, OW, C]
+    KH, KW, SH, SW, PH, PW,
     INCLUDE_PAD: tl.constexpr, DIVISOR: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -68,8 +69,8 @@ def _avg_pool2d_fwd_kernel(
 
 @triton.jit
 def _avg_pool2d_bwd_kernel(
-    dy_ptr, dx_ptr, pixels, C, H, W, OH, OW, KH, KW, SH, SW, PH, PW,  # dy [N, OH, OW, C], dx [N, H, W, C]
-    REACH_H, REACH_W,
+    dy_ptr, dx_ptr, pixels, C, H, W, OH, OW,  # dy [N, OH, OW, C], dx [N, H, W, C]
+    KH, KW, SH, SW, PH, PW, REACH_H, REACH_W,
     INCLUDE_PAD: tl.constexpr, DIVISOR: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -80,12 +81,14 @@ def _avg_pool2d_bwd_kernel(
         for back_w in range(REACH_W):
             ow, _, covers_w = covering_window(w, back_w, OW, KW, SW, PW, 1)
             covers = inside & covers_h & covers_w
-            dy = tl.load(dy_ptr + (((n * OH + oh) * OW + ow) * C + c), mask=covers, other=0.0).to(ACC)
+            dy = tl.load(dy_ptr + (((n * OH + oh) * OW + ow) * C + c), mask=covers, other=0.0)
             if DIVISOR is None:
-                divisor = _extent(oh, H, KH, SH, PH, INCLUDE_PAD) * _extent(ow, W, KW, SW, PW, INCLUDE_PAD)
+                rows = _extent(oh, H, KH, SH, PH, INCLUDE_PAD)
+                columns = _extent(ow, W, KW, SW, PW, INCLUDE_PAD)
                 # a window that does not cover the pixel may count nothing: its dy is zero
-                dy /= tl.where(covers_h & covers_w, divisor, 1).to(ACC)
-            acc += dy
+                acc += dy.to(ACC) / tl.where(covers_h & covers_w, rows * columns, 1).to(ACC)
+            else:
+                acc += dy.to(ACC)
     if DIVISOR is not None:
         acc /= DIVISOR
     tl.store(dx_ptr + dst, acc, mask=inside)
@@ -160,12 +163,14 @@ def avg_pool2d(
     """As torch.nn.functional.avg_pool2d.
 
     input [N, C, H, W] or [C, H, W] -> [N, C, OH, OW] or [C, OH, OW], in input's memory format.
-    float32, float16, bfloat16 or float64.  Raises RuntimeError for shapes and options that do not fit,
-    NotImplementedError for other dtypes.
+    float32, float16, bfloat16 or float64.  Raises RuntimeError for shapes and options that do not
+    fit, NotImplementedError for other dtypes.
     """
     w = window("avg_pool2d", input, kernel_size, stride, padding, 1, ceil_mode)
     if divisor_override == 0:
-        raise RuntimeError("avg_pool2d: divisor_override must not be zero; pass None for the window")
+        raise RuntimeError(
+            "avg_pool2d: divisor_override must not be zero; pass None for the window"
+        )
     geometry = (*w, bool(count_include_pad), divisor_override)
     y = apply("avg_pool2d", AvgPool2dFunction, batched(input), geometry)
     return y if input.dim() == 4 else y.squeeze(0)

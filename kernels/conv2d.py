@@ -1,8 +1,9 @@
 """2-D convolution (cross-correlation, as in all of deep learning), dense, grouped and depthwise.
 
-    y[n, o, oh, ow] = b[o] + sum_{c, kh, kw} w[o, c, kh, kw] * x[n, g*CG + c, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW]
+    y[n, o, oh, ow] = b[o] + sum_{c, kh, kw} w[o, c, kh, kw] * x[n, g*CG + c, h, w]
+        where h = oh*SH - PH + kh*DH, w = ow*SW - PW + kw*DW, and g is o's group
 
-where g is o's group and x is zero outside its bounds.  Sums run in float32 (float64 for float64);
+and x is zero outside its bounds.  Sums run in float32 (float64 for float64);
 float32 products take TF32 where torch.backends.cudnn.conv.fp32_precision says so.  The kernels are
 in conv/: convolution, dgrad and wgrad are each other's derivatives.
 """
@@ -107,11 +108,11 @@ def conv2d(
 ) -> Tensor:
     """As torch.nn.functional.conv2d.
 
-    input [N, C, H, W] or [C, H, W], weight [CO, C / groups, KH, KW], bias [CO] -> [N, CO, OH, OW] or
-    [CO, OH, OW], with OH = floor((H + 2*padding - dilation*(KH - 1) - 1) / stride) + 1, in
+    input [N, C, H, W] or [C, H, W], weight [CO, C / groups, KH, KW], bias [CO] -> [N, CO, OH, OW]
+    or [CO, OH, OW], with OH = floor((H + 2*padding - dilation*(KH - 1) - 1) / stride) + 1, in
     channels_last if input or weight is.  float32, float16, bfloat16 or float64, all alike; padding
-    may be 'valid' or, at stride 1, 'same'.  Raises RuntimeError for shapes, dtypes or options that do
-    not fit, NotImplementedError for other dtypes.
+    may be 'valid' or, at stride 1, 'same'.  Raises RuntimeError for shapes, dtypes or options that
+    do not fit, NotImplementedError for other dtypes.
     """
     check_tensor("conv2d", "input", input, (3, 4))
     check_tensor("conv2d", "weight", weight, (4,))
@@ -151,7 +152,10 @@ def _geometry(x, w, stride, padding, dilation, groups) -> Geometry:
 def _check(x, w, bias, g: Geometry) -> None:
     C, (CO, CG, KH, KW) = x.shape[-3], w.shape
     tensors = {"input": x, "weight": w} | ({} if bias is None else {"bias": bias})
-    if len({t.dtype for t in tensors.values()}) > 1 or len({t.device for t in tensors.values()}) > 1:
+    if (
+        len({t.dtype for t in tensors.values()}) > 1
+        or len({t.device for t in tensors.values()}) > 1
+    ):
         got = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in tensors.items())
         raise RuntimeError(
             f"conv2d: input, weight and bias must have the same dtype and device, got {got}; "
@@ -162,7 +166,7 @@ def _check(x, w, bias, g: Geometry) -> None:
             f"conv2d: expected weight's first size to be a multiple of groups={g.groups}, got "
             f"weight {tuple(w.shape)}"
         )
-    if C != CG * g.groups or C == 0:
+    if CG * g.groups != C or C == 0:
         raise RuntimeError(
             f"conv2d: given groups={g.groups} and weight {tuple(w.shape)}, expected input to have "
             f"{CG * g.groups} channels, got {C} in input {tuple(x.shape)}"
@@ -172,7 +176,9 @@ def _check(x, w, bias, g: Geometry) -> None:
             f"conv2d: expected bias of shape ({CO},) for weight {tuple(w.shape)}, got "
             f"{tuple(bias.shape)}"
         )
-    for size, k, before, after, d in zip(x.shape[-2:], (KH, KW), g.before, g.after, g.dilation, strict=True):
+    for size, k, before, after, d in zip(
+        x.shape[-2:], (KH, KW), g.before, g.after, g.dilation, strict=True
+    ):
         if k == 0 or size + before + after < d * (k - 1) + 1:
             raise RuntimeError(
                 f"conv2d: expected a kernel of at least 1 that fits the padded input, got kernel "

@@ -2,10 +2,10 @@
 
     y[n, c, oh, ow] = max_{kh, kw} x[n, c, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW]
 
-over the taps inside x.  NaN wins, the first of equal values wins.  A program owns a tile of pixels by
-channels of its result.  For the backward the forward keeps the winning tap's number, in one byte where
-the window has at most 255 taps; the backward gathers (each pixel asks the windows that cover it), so
-it needs no atomics and repeats bit for bit.
+over the taps inside x.  NaN wins, the first of equal values wins.  A program owns a tile of pixels
+by channels of its result.  For the backward the forward keeps the winning tap's number, in one byte
+where the window has at most 255 taps; the backward gathers (each pixel asks the windows that cover
+it), so it needs no atomics and repeats bit for bit.
 """
 
 import torch
@@ -109,14 +109,16 @@ def _max_pool2d(x, with_tap, *geometry):
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
         _max_pool2d_fwd_kernel, programs,
-        nhwc(x), y, tap, N * OH * OW, C, *x.shape[2:], OH, OW, *w.size, *w.stride, *w.padding, *w.dilation,
+        nhwc(x), y, tap, N * OH * OW, C, *x.shape[2:], OH, OW,
+        *w.size, *w.stride, *w.padding, *w.dilation,
         with_tap, accumulator(x.dtype), index_type(x, y), out=(y, tap), **blocks,
     )  # fmt: skip
     return leave(y, layout(x)), tap if with_tap else tap.new_empty(0)
 
 
 @op(
-    f"max_pool2d_scatter(Tensor dy, Tensor tap, SymInt[] x_shape, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    "max_pool2d_scatter(Tensor dy, Tensor tap, SymInt[] x_shape, MemoryFormat memory_format, "
+    f"{SCHEMA}) -> Tensor",
     lambda dy, tap, x_shape, memory_format, *geometry: empty_in(x_shape, dy, memory_format),
 )
 def _max_pool2d_scatter(dy, tap, x_shape, memory_format, *geometry):
@@ -144,7 +146,8 @@ def _max_pool2d_gather(x, tap, *geometry):
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
         _max_pool2d_gather_kernel, programs,
-        nhwc(x), tap, y, N * OH * OW, C, *x.shape[2:], OH, OW, *w.size, *w.stride, *w.padding, *w.dilation,
+        nhwc(x), tap, y, N * OH * OW, C, *x.shape[2:], OH, OW,
+        *w.size, *w.stride, *w.padding, *w.dilation,
         index_type(x, y), out=y, **blocks,
     )  # fmt: skip
     return leave(y, layout(x))
@@ -214,9 +217,9 @@ def max_pool2d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As torch.nn.functional.max_pool2d.
 
-    input [N, C, H, W] or [C, H, W] -> [N, C, OH, OW] or [C, OH, OW], in input's memory format, and with
-    return_indices also where each maximum lies, int64 h * W + w.  float32, float16, bfloat16 or
-    float64.  Raises RuntimeError for shapes and options that do not fit, NotImplementedError for
+    input [N, C, H, W] or [C, H, W] -> [N, C, OH, OW] or [C, OH, OW], in input's memory format, and
+    with return_indices also where each maximum lies, int64 h * W + w.  float32, float16, bfloat16
+    or float64.  Raises RuntimeError for shapes and options that do not fit, NotImplementedError for
     other dtypes.
     """
     w = window("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)

@@ -5,7 +5,7 @@ Constructor, state_dict, repr, initialisation and pickling are torch's.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from .adaptive_avg_pool2d import adaptive_avg_pool2d
 from .avg_pool2d import avg_pool2d

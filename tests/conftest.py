@@ -1,8 +1,7 @@
-"""The whole suite runs on the device the kernels run on, from memory that is never accidentally zero."""
+"""The suite runs on the device the kernels run on, from memory that is never accidentally zero."""
 
 import pytest
 import torch
-
 from tritonconv import _launch
 
 

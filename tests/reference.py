@@ -13,7 +13,9 @@ def integers(*shape: int, most: int = 2, **options) -> Tensor:
     return torch.randint(-most, most + 1, shape).to(**options)
 
 
-def forward_backward(f: Callable, *tensors: Tensor | None, dy: Tensor | None = None) -> list[Tensor]:
+def forward_backward(
+    f: Callable, *tensors: Tensor | None, dy: Tensor | None = None
+) -> list[Tensor]:
     """f's output and the gradient of every tensor, for the given or a constant random dy."""
     leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
     y = f(*leaves)
@@ -42,7 +44,9 @@ def assert_close(
         bound += 8 * math.sqrt(reduced) * operand_eps
         error = (a.cpu().double() - e).abs()
         assert torch.isfinite(a).all(), f"result {number} is not finite"
-        assert (error <= bound).all(), f"result {number}: {(error / bound).max():.3g} times the bound"
+        assert (error <= bound).all(), (
+            f"result {number}: {(error / bound).max():.3g} times the bound"
+        )
 
 
 def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:

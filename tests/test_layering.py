@@ -80,5 +80,13 @@ def test_product_calls_no_torch_convolution_pooling_or_batch_norm(path):
     forbidden = ("conv", "pool", "batch_norm", "unfold", "BatchNorm", "Conv", "Pool")
     for name in calls(ROOT / path):
         owner, _, last = name.rpartition(".")
-        if owner in ("F", "nn", "torch", "torch.nn", "nn.functional", "torch.nn.functional", "torch.ops.aten"):
+        if owner in (
+            "F",
+            "nn",
+            "torch",
+            "torch.nn",
+            "nn.functional",
+            "torch.nn.functional",
+            "torch.ops.aten",
+        ):
             assert not any(word in last for word in forbidden), name

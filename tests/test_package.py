@@ -52,7 +52,9 @@ def test_wheel_trains_two_steps_outside_the_checkout(tmp_path):
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "kernels", "nets"):
         (source / name).symlink_to(ROOT / name)
-    python("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "dist", "./source")
+    python(
+        "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "dist", "./source"
+    )
     (wheel,) = (tmp_path / "dist").glob("tritonconv-*.whl")
 
     python("-m", "venv", "empty")

@@ -1,16 +1,16 @@
 """Gradient of a convolution with respect to its input; the transposed convolution, too.
 
-    dx[n, h, w, c] = sum_{kh, kw, o} dy[n, (h + PH - kh*DH)/SH, (w + PW - kw*DW)/SW, o] * w[o, kh, kw, c]
+    dx[n, h, w, c] = sum_{kh, kw, o} dy[n, oh, ow, o] * w[o, kh, kw, c]
+        where oh = (h + PH - kh*DH) / SH and ow = (w + PW - kw*DW) / SW are whole
 
-over the taps whose divisions are exact.  Those taps depend only on (h mod SH, w mod SW): for each of
-these SH*SW residue classes the sum is a dense convolution of dy with every second, third, ... tap, so
-no product with a zero is computed.  A program owns BLOCK_M pixels of one class by BLOCK_N input
-channels of one group, and reads w as it lies.
+Which taps those are depends only on (h mod SH, w mod SW): for each of these SH*SW residue classes
+the sum is a dense convolution of dy with every second, third, ... tap, so no product with a zero is
+computed.  A program owns BLOCK_M pixels of one class by BLOCK_N input channels of one group, and
+reads w as it lies.
 """
 
 import math
 
-import torch
 import triton
 import triton.language as tl
 
@@ -90,7 +90,8 @@ def _fake(dy, w, x_shape, memory_format, *geometry):
 
 
 @op(
-    f"conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_shape, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    "conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_shape, MemoryFormat memory_format, "
+    f"{SCHEMA}) -> Tensor",
     _fake,
 )
 def conv2d_dgrad(dy, w, x_shape, memory_format, *geometry):
@@ -99,7 +100,7 @@ def conv2d_dgrad(dy, w, x_shape, memory_format, *geometry):
     if dy.numel() == 0 or w.numel() == 0:
         return leave(dx.zero_(), memory_format)
     dy, w = nhwc(dy), nhwc(w)
-    N, C, H, W = x_shape
+    N, _, H, W = x_shape
     CO, OH, OW = dy.shape[1:]
     CG, KH, KW = w.shape[1:]
     COG = CO // g.groups

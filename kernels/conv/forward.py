@@ -1,6 +1,7 @@
 """Convolution forward, the general family: implicit GEMM over gathered pixels.
 
-    y[n, oh, ow, o] = b[o] + sum_{kh, kw, c} x[n, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW, c] * w[o, kh, kw, c]
+    y[n, oh, ow, o] = b[o] + sum_{kh, kw, c} x[n, h, w, c] * w[o, kh, kw, c]
+        where h = oh*SH - PH + kh*DH, w = ow*SW - PW + kw*DW
 
 A program owns BLOCK_M pixels of y by BLOCK_N output channels of one group.
 """

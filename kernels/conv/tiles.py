@@ -69,7 +69,7 @@ def choose(m: int, n: int, k: int, x: torch.Tensor) -> Tile:
 
 @functools.cache
 def interpreted(m: int, n: int, k: int) -> Tile:
-    """The tile that costs the interpreter least: a step costs STEP elements' worth, plus its elements."""
+    """The tile that costs the interpreter least: STEP elements a step, plus the step's elements."""
     tiles = (
         Tile(*blocks, warps=1, stages=1)
         for blocks in itertools.product(_powers(m), _powers(n), _powers(k))

@@ -1,14 +1,14 @@
 """Gradient of a convolution with respect to its weights.
 
-    dw[o, kh, kw, c] = sum_{n, oh, ow} dy[n, oh, ow, o] * x[n, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW, c]
+    dw[o, kh, kw, c] = sum_{n, oh, ow} dy[n, oh, ow, o] * x[n, h, w, c]
+        where h = oh*SH - PH + kh*DH, w = ow*SW - PW + kw*DW
 
-A program owns BLOCK_M output channels by BLOCK_N columns (channels of one tap, or, with few channels,
-of several) of one group, and walks boxes of [BOX_N, BOX_H, BOX_W] output pixels.  The reduction is split between
-programs where the outputs alone are too few: partial sums go to a workspace and are added in fixed
-order, so the result repeats bit for bit.
+A program owns BLOCK_M output channels by BLOCK_N columns (channels of one tap, or, with few
+channels, of several) of one group, and walks boxes of [BOX_N, BOX_H, BOX_W] output pixels.  The
+reduction is split between programs where the outputs alone are too few: partial sums go to a
+workspace and are added in fixed order, so the result repeats bit for bit.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -122,7 +122,8 @@ def _fake(dy, x, w_shape, memory_format, *geometry):
 
 
 @op(
-    f"conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_shape, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    "conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_shape, MemoryFormat memory_format, "
+    f"{SCHEMA}) -> Tensor",
     _fake,
 )
 def conv2d_wgrad(dy, x, w_shape, memory_format, *geometry):

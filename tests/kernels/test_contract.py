@@ -5,11 +5,10 @@ import pickle
 
 import pytest
 import torch
+import tritonconv
 from reference import assert_equal, forward_backward
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-
-import tritonconv
 
 OPERATORS = {
     "conv2d": (
@@ -22,7 +21,10 @@ OPERATORS = {
     "corr2d": (tritonconv.corr2d, [(7, 6), (3, 2)]),
 }
 MODULES = {
-    "Conv2d": (tritonconv.Conv2d, {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2}),
+    "Conv2d": (
+        tritonconv.Conv2d,
+        {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2},
+    ),
     "MaxPool2d": (tritonconv.MaxPool2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
     "AvgPool2d": (tritonconv.AvgPool2d, {"kernel_size": 3, "count_include_pad": False}),
     "AdaptiveAvgPool2d": (tritonconv.AdaptiveAvgPool2d, {"output_size": (2, 3)}),
@@ -61,7 +63,9 @@ def raw_ops(device):
 def test_opcheck_knows_every_op(device):
     registered = {
         name.removeprefix("tritonconv::")
-        for name in torch._C._dispatch_get_registrations_for_dispatch_key("CompositeExplicitAutograd")
+        for name in torch._C._dispatch_get_registrations_for_dispatch_key(
+            "CompositeExplicitAutograd"
+        )
         if name.startswith("tritonconv::")
     }
     assert set(raw_ops(device)) == registered

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import tritonconv
 from reference import (
     Dispatched,
     assert_close,
@@ -8,9 +9,7 @@ from reference import (
     in_float64,
     integers,
 )
-from torch.nn import functional as F  # noqa: N812
-
-import tritonconv
+from torch.nn import functional as F
 from tritonconv import _common, conv2d
 from tritonconv.conv import tiles
 from tritonconv.conv.precision import input_precision
@@ -55,7 +54,13 @@ CASES = {
     "same, dilated even kernel": ((1, 2, 7, 8), (3, 2, 4, 2), {"padding": "same", "dilation": 3}),
     "valid": ((1, 2, 5, 6), (3, 2, 3, 3), {"padding": "valid"}),
 }  # fmt: skip
-DENSE = ("padded", "asymmetric everything", "two groups", "more than 32 taps, stride 2", "depthwise")
+DENSE = (
+    "padded",
+    "asymmetric everything",
+    "two groups",
+    "more than 32 taps, stride 2",
+    "depthwise",
+)
 
 
 def tensors(x_shape, w_shape, device, dtype=torch.float64, make=torch.randn):
@@ -187,7 +192,9 @@ def test_conv2d_gradient_penalty_equals_torch(device):
 
     def penalty(f, x, w):
         x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
-        (dx,) = torch.autograd.grad(f(x, w, stride=2, padding=1).square().sum(), x, create_graph=True)
+        (dx,) = torch.autograd.grad(
+            f(x, w, stride=2, padding=1).square().sum(), x, create_graph=True
+        )
         return torch.autograd.grad(dx.square().sum(), (x, w))
 
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
@@ -204,9 +211,7 @@ def test_conv2d_has_torchs_strides(x_format, w_format, w_shape, device):
     x = torch.randn(2, 4, 5, 6).to(memory_format=x_format)
     w = torch.randn(w_shape).to(memory_format=w_format)
     groups = 4 // w_shape[1]
-    ours = forward_backward(
-        lambda x, w: conv2d(x, w, groups=groups), x.to(device), w.to(device)
-    )
+    ours = forward_backward(lambda x, w: conv2d(x, w, groups=groups), x.to(device), w.to(device))
     theirs = forward_backward(lambda x, w: F.conv2d(x, w, groups=groups), x, w)
     assert ours[0].stride() == theirs[0].stride()
     assert ours[1].stride() == x.stride()
@@ -225,9 +230,9 @@ STRIDED = {
     "every second pixel": lambda t: torch.cat([t, t], -1)[..., ::2].copy_(t),
     "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
     "slice of torch.cat": lambda t: torch.cat([t, t], 1)[:, : t.shape[1]],
-    "an offset into memory": lambda t: torch.cat([t.flatten(), t.flatten()])[3:][: t.numel()]
-    .view(t.shape)
-    .copy_(t),
+    "an offset into memory": lambda t: (
+        torch.cat([t.flatten(), t.flatten()])[3:][: t.numel()].view(t.shape).copy_(t)
+    ),
 }
 
 
@@ -379,7 +384,11 @@ def test_conv2d_refuses_what_torch_refuses(name, device):
     [
         (lambda x, w, b: (x.half(), w, b), RuntimeError, "same dtype and device.*float16.*float32"),
         (lambda x, w, b: (x, w, b.double()), RuntimeError, "same dtype and device.*float64"),
-        (lambda x, w, b: (x.int(), w.int(), b.int()), NotImplementedError, "got torch.int32; convert"),
+        (
+            lambda x, w, b: (x.int(), w.int(), b.int()),
+            NotImplementedError,
+            "got torch.int32; convert",
+        ),
         (lambda x, w, b: (x.to(torch.complex64), w, b), NotImplementedError, "got torch.complex64"),
         (lambda x, w, b: (x.to_sparse(), w, b), NotImplementedError, "must be a dense tensor"),
         (lambda x, w, b: (None, w, b), TypeError, "input must be a Tensor, got NoneType"),
@@ -396,7 +405,12 @@ def test_conv2d_parameter_counts():
     def count(*args, **options):
         return sum(p.numel() for p in tritonconv.Conv2d(*args, **options).parameters())
 
-    assert [count(3, 6, 3), count(6, 4, 3), count(4, 16, 5), count(16, 3, 5)] == [168, 220, 1616, 1203]
+    assert [count(3, 6, 3), count(6, 4, 3), count(4, 16, 5), count(16, 3, 5)] == [
+        168,
+        220,
+        1616,
+        1203,
+    ]
     assert [count(4, 8, 3), count(4, 8, 3, groups=2)] == [296, 152]
     bottleneck = count(256, 32, 1) + count(32, 32, 3) + count(32, 256, 1)
     assert (bottleneck, count(256, 256, 3)) == (25_920, 590_080)

@@ -1,8 +1,7 @@
 import pytest
 import torch
 from reference import assert_close, forward_backward, in_float64
-from torch.nn import functional as F  # noqa: N812
-
+from torch.nn import functional as F
 from tritonconv import conv2d, corr2d
 
 
@@ -60,7 +59,12 @@ def test_corr2d_second_gradients(device):
 @pytest.mark.parametrize(
     ("x", "k", "error", "message"),
     [
-        (torch.ones(2, 2), torch.ones(3, 1), RuntimeError, r"k must be .* got k \(3, 1\) for x \(2, 2\)"),
+        (
+            torch.ones(2, 2),
+            torch.ones(3, 1),
+            RuntimeError,
+            r"k must be .* got k \(3, 1\) for x \(2, 2\)",
+        ),
         (torch.ones(2, 2), torch.ones(0, 1), RuntimeError, "k must be non-empty"),
         (torch.ones(1, 2, 2), torch.ones(1, 1), RuntimeError, "x must be 2-D"),
         (torch.ones(2, 2), torch.ones(1, 1).half(), RuntimeError, "same dtype and device"),

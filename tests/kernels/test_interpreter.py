@@ -10,7 +10,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-
 import tritonconv
 from tritonconv import _interpreter, _launch
 
@@ -118,7 +117,7 @@ def _copy_kernel(x_ptr, y_ptr, first, BLOCK: tl.constexpr):
 @pytest.mark.parametrize("first", [-1, 1])
 def test_interpreted_memory_access_is_checked(first):
     x = torch.zeros(24)
-    with pytest.raises(Exception, match="of a tensor of 8 elements|lies in none"):
+    with pytest.raises(Exception, match=r"of a tensor of 8 elements|lies in none"):
         _launch.launch(_copy_kernel, 1, x[8:16], x[8:16], first, 8, out=x)
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from reference import Dispatched, assert_close, assert_equal, forward_backward, in_float64
-from torch.nn import functional as F  # noqa: N812
-
+from torch.nn import functional as F
 from tritonconv import _common, adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
 THEIRS = {
@@ -90,7 +89,9 @@ def test_pool_with_64_bit_offsets(name, device, monkeypatch):
     assert_close(forward_backward(ours, x), forward_backward(theirs, *in_float64([x])), 16)
 
 
-@pytest.mark.parametrize("name", ["max 3 s2 p1", "max dilated", "avg 3 s2 p1", "adaptive, overlapping"])
+@pytest.mark.parametrize(
+    "name", ["max 3 s2 p1", "max dilated", "avg 3 s2 p1", "adaptive, overlapping"]
+)
 def test_pool_second_gradients(name, device):
     ours, _, shape = bind(name)
     x = torch.randn(1, 2, *shape[2:], dtype=torch.float64, device=device, requires_grad=True)

@@ -1,8 +1,7 @@
 import torch
+import tritonconv
 from reference import Dispatched
 from torch import nn
-
-import tritonconv
 from tritonconv import as_torch, convert
 
 
@@ -35,7 +34,7 @@ def test_convert_replaces_exact_types_and_reports(device):
         tritonconv.AdaptiveAvgPool2d,
     ]
     assert lines[0] == "0: torch.nn.modules.conv.Conv2d -> tritonconv.modules.Conv2d"
-    assert [line for line in lines if "Conv2dSame" in line][0].startswith("3.0: ")
+    assert next(line for line in lines if "Conv2dSame" in line).startswith("3.0: ")
     assert [line.endswith("kept") for line in lines] == [False, True, False, True, False, False]
 
 
@@ -74,4 +73,8 @@ def test_our_operators_dispatch_none_of_torchs(device):
     with Aten() as mode:
         convert(model).to(device)(torch.randn(2, 2, 12, 12, device=device)).sum().backward()
     assert "tritonconv::conv2d_wgrad" in mode.seen
-    assert not [name for name in mode.seen if name.startswith("aten::") and ("conv" in name or "pool" in name)]
+    assert not [
+        name
+        for name in mode.seen
+        if name.startswith("aten::") and ("conv" in name or "pool" in name)
+    ]
