@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
+from torch.autograd import forward_ad
 
 from ._launch import INTERPRETED, INTERPRETED_BLOCK
 
@@ -39,6 +40,12 @@ def apply(name: str, function: type[torch.autograd.Function], *args: Any) -> Any
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
             f"{name}: torch.func transforms are not supported; use torch.autograd"
+        )
+    if forward_ad._current_level >= 0 and any(
+        isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args
+    ):
+        raise NotImplementedError(
+            f"{name}: forward-mode differentiation is not supported; use torch.autograd.grad"
         )
     return function.apply(*args)
 
