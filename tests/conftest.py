@@ -19,5 +19,14 @@ def nan_filled_memory():
 
 
 @pytest.fixture(autouse=True)
+def ieee_float32():
+    """Float32 products in float32; what tests TF32 switches it on."""
+    switch = torch.backends.cudnn.conv
+    before, switch.fp32_precision = switch.fp32_precision, "ieee"
+    yield
+    switch.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

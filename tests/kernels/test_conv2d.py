@@ -90,16 +90,26 @@ def test_conv2d_equals_torch(name, device):
     assert_close(ours, torch_float64(given, options), reduced(x_shape, w_shape))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        (torch.float32, "ieee"),
+        (torch.float32, "tf32"),
+        (torch.float16, "ieee"),
+        (torch.bfloat16, "ieee"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", DENSE)
-def test_conv2d_rounds_once(name, dtype, device):
+def test_conv2d_rounds_once(name, dtype, precision, device):
+    torch.backends.cudnn.conv.fp32_precision = precision  # ieee_float32 puts it back
     x_shape, w_shape, options = CASES[name]
     given = tensors(x_shape, w_shape, device, dtype)
     dy = torch.randn(conv2d(*given, **options).shape).to(device, dtype)
     ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given, dy=dy)
-    tf32 = device == "cuda" and dtype == torch.float32
     expected = torch_float64(given, options, dy)
-    assert_close(ours, expected, reduced(x_shape, w_shape), 2**-10 if tf32 else 0.0)
+    operand_eps = 2**-10 if precision == "tf32" else 0.0
+    assert_close(ours, expected, reduced(x_shape, w_shape), operand_eps)
     assert all(t.dtype == dtype for t in ours)
 
 
@@ -327,13 +337,8 @@ def test_conv2d_under_autocast(dtype, device):
     ],
 )
 def test_conv2d_obeys_torchs_tf32_switch(precision, dtype, expected):
-    switch = torch.backends.cudnn.conv
-    before = switch.fp32_precision
-    try:
-        switch.fp32_precision = precision
-        assert input_precision(torch.empty(1, dtype=dtype)) == expected
-    finally:
-        switch.fp32_precision = before
+    torch.backends.cudnn.conv.fp32_precision = precision  # ieee_float32 puts it back
+    assert input_precision(torch.empty(1, dtype=dtype)) == expected
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward_ad
