@@ -1,0 +1,12 @@
+"""How fast tritonconv is: `pytest benchmarks` measures, `python -m benchmarks` runs and reports.
+
+cases    what is measured, its goals and its floors, from the CSV files beside it
+sides    the calls: ours, eager cuDNN's, torch.compile's
+gate     no call is timed whose result is wrong
+device   device time, cold L2, CUDA graphs, peak memory, what machine this is
+measure  a case's inputs, its gate and its timing, put together
+host     what needs no GPU: the stubbed launch, the kernels that a network compiles
+results  the file that a run leaves
+report   a results file as Markdown; plots draws it; compare sets two side by side
+gpu      tests, benchmarks and report on a GPU machine, each bounded in time
+"""

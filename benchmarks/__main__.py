@@ -1,0 +1,89 @@
+"""The command line: python -m benchmarks COMMAND, from the checkout's root."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PROGRAM = "python -m benchmarks"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Measure tritonconv's speed.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_run, _add_report, _add_compare, _add_gpu):
+        add(commands)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("run", help="measure; write a results file")
+    command.set_defaults(run=_run)
+    command.add_argument("-m", "--markers", default="quick", help="(default: quick)")
+    command.add_argument("-k", "--keywords", default="", help="as pytest's -k")
+    command.add_argument("--results", type=Path, metavar="FILE", help="(default: by device, date)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .device import machine
+    from .results import default_path
+    from .run import run
+
+    path = args.results or default_path(machine())
+    status = run(path, args.markers, args.keywords)
+    print(f"results  {path}")
+    return status
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("report", help="a results file as Markdown and plots")
+    command.set_defaults(run=_report)
+    command.add_argument("results", type=Path, nargs="+", metavar="FILE")
+    command.add_argument("--readme", type=Path, metavar="README", help="fill its table, too")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from . import report
+    from .results import read
+
+    files = {path: read(path) for path in args.results}
+    for path, results in files.items():
+        print(*report.write(results, path.parent, path.stem), sep="\n")
+    if args.readme:
+        summaries = [report.summary(results) for results in files.values()]
+        args.readme.write_text(report.insert(args.readme.read_text(), summaries))
+    return 0
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("compare", help="two results files side by side")
+    command.set_defaults(run=_compare)
+    command.add_argument("a", type=Path, metavar="A")
+    command.add_argument("b", type=Path, metavar="B")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from .compare import compare
+    from .results import read
+
+    print(compare(read(args.a), read(args.b)), end="")
+    return 0
+
+
+def _add_gpu(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("gpu", help="tests, quick benchmarks and report, each bounded")
+    command.set_defaults(run=_gpu)
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    for name, seconds in (("tests", 200), ("quick", 270), ("report", 30)):
+        command.add_argument(f"--{name}", type=float, default=seconds, metavar="SECONDS")
+
+
+def _gpu(args: argparse.Namespace) -> int:
+    from . import gpu
+
+    return gpu.run(args.out, gpu.steps(args.out, args.tests, args.quick, args.report))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""What is measured, and against which floors and goals: the CSV files beside this one as data.
+
+A floor is the time in which a device could at best do a pass: each operand moved once, or the
+arithmetic done at its full rate.  shapes.csv holds its own; pools and KernelBench's layers, all
+bound by memory, follow from their bytes.
+"""
+
+import csv
+import functools
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+HERE = Path(__file__).parent
+BANDWIDTH = {"H100": 3.0e12, "H200": 4.3e12}  # bytes/s of a copy, measured
+ARITHMETIC = 790e12  # FLOP/s of dense 16-bit products, measured on both
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "tf32": torch.float32,  # torch's default for convolutions
+    "fp32": torch.float32,
+}
+SIDES = ("ours", "eager", "compile")
+LAUNCH_US = 50.0  # a shorter launch is replayed from a CUDA graph
+
+
+class Case(NamedTuple):
+    tag: str
+    net: str
+    operator: str  # the public function
+    x_shape: tuple[int, ...]  # [N, C, H, W]
+    w_shape: tuple[int, ...] | None  # [CO, C / groups, KH, KW]
+    bias: bool
+    options: dict  # the public function's keyword arguments
+    layout: torch.memory_format
+    dtypes: tuple[str, ...]
+    quick: bool
+    floors: dict[str, dict[str, float]]  # us, by pass and device
+    published: dict[str, float] | None = None  # ms on an H100, by side
+
+    def __hash__(self) -> int:
+        return hash(self.tag)  # dicts have none
+
+    @property
+    def y_shape(self) -> torch.Size:
+        tensors = [torch.empty(s, device="meta") for s in (self.x_shape, self.w_shape) if s]
+        return getattr(F, self.operator)(*tensors, **self.options).shape
+
+    @property
+    def moved(self) -> int:
+        """Elements that the forward reads or writes at least."""
+        return sum(math.prod(s) for s in (self.x_shape, self.w_shape, self.y_shape) if s)
+
+    @property
+    def flop(self) -> int:
+        """Of a convolution, in each pass."""
+        return 2 * math.prod(self.y_shape) * math.prod(self.w_shape[1:]) if self.w_shape else 0
+
+    @property
+    def family(self) -> str:
+        """What goals are set for."""
+        if self.w_shape is None:
+            return self.operator.removesuffix("2d").replace("_", " ")
+        C, groups = self.x_shape[1], self.options["groups"]
+        CO, CG, KH, KW = self.w_shape
+        if groups == C:
+            return f"depthwise {KH}x{KW}"
+        if groups > 1:
+            return "grouped" if 4 <= CG <= 32 else "wide groups"
+        if C <= 4:
+            return "stem"
+        if C % 8 or CO % 8:
+            return "odd channels"
+        for name, value in (("strided", "stride"), ("dilated", "dilation")):
+            if max(self.options[value]) > 1:
+                return name
+        return "1x1" if KH == KW == 1 else f"dense {KH}x{KW}"
+
+
+class Row(NamedTuple):
+    """What one figure of each side is about."""
+
+    case: Case
+    direction: str  # forward, and dgrad and wgrad or backward
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.case.tag}-{self.direction}-{self.dtype}"
+
+    @property
+    def graphed(self) -> bool:
+        """Replayed from CUDA graphs, on every side alike: a launch could be that short."""
+        return min(self.case.floors[self.direction].values()) < LAUNCH_US
+
+    def quick(self, side: str) -> bool:
+        """In the quick selection: one dtype, and torch.compile where it has a goal."""
+        wanted = side != "compile" or goal(self.case.family, self.direction, side) is not None
+        return self.case.quick and self.dtype == self.case.dtypes[0] and wanted
+
+
+@functools.cache
+def rows() -> tuple[Row, ...]:
+    return tuple(
+        Row(case, direction, dtype)
+        for case in (*_layers(), *_pools(), *_kernelbench())
+        for direction in case.floors
+        for dtype in case.dtypes
+    )
+
+
+def goal(family: str, direction: str, side: str) -> float | None:
+    """The ratio to reach, time of `side` / our time, where there is a goal."""
+    return _goals().get((family, direction, side))
+
+
+def device_key(name: str) -> str | None:
+    """The device, as floors name it, of a name like NVIDIA H100 80GB HBM3."""
+    return next((key for key in BANDWIDTH if key in name), None)
+
+
+@functools.cache
+def _goals() -> dict[tuple[str, str, str], float]:
+    return {
+        (line["family"], line["pass"], side): float(line[side])
+        for line in _read("goals.csv")
+        for side in SIDES[1:]
+        if line[side]
+    }
+
+
+def _layers() -> list[Case]:
+    columns = {"forward": "fwd", "dgrad": "dgrad", "wgrad": "wgrad"}
+    return [
+        _case(line)._replace(
+            floors={
+                direction: {device: float(line[f"{device}_{column}_us"]) for device in BANDWIDTH}
+                for direction, column in columns.items()
+            }
+        )
+        for line in _read("shapes.csv")
+    ]
+
+
+def _pools() -> list[Case]:
+    return [
+        case._replace(
+            floors={
+                "forward": _memory_floor(2 * case.moved),
+                "backward": _memory_floor(2 * case.moved + _winners(case)),
+            }
+        )
+        for case in map(_case, _read("pools.csv"))
+    ]
+
+
+def _winners(case: Case) -> int:
+    """Bytes that tell where each maximum was, one each."""
+    return math.prod(case.y_shape) if case.operator == "max_pool2d" else 0
+
+
+def _kernelbench() -> list[Case]:
+    """The forward alone, in float32 and NCHW, as KernelBench has it."""
+    return [
+        case._replace(
+            layout=torch.contiguous_format,
+            dtypes=("tf32",) if case.w_shape else ("fp32",),
+            floors={"forward": _memory_floor(4 * case.moved)},
+            published={side: float(line[f"published_{side}_ms"]) for side in SIDES[1:]},
+        )
+        for line in _read("kernelbench.csv")
+        for case in (_case(line),)
+    ]
+
+
+def _memory_floor(moved_bytes: int) -> dict[str, float]:
+    return {device: 1e6 * moved_bytes / rate for device, rate in BANDWIDTH.items()}
+
+
+def _case(line: dict[str, str]) -> Case:
+    operator = line.get("operator", "conv2d")
+    given = line.get("options", "")
+    if operator == "conv2d":
+        x_shape, w_shape, options = _convolution(line["shape"])
+    else:
+        x_shape, w_shape = tuple(map(int, line["shape"].split(","))), None
+        options = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", given)}
+    return Case(
+        tag=line["tag"],
+        net=line["net"],
+        operator=operator,
+        x_shape=x_shape,
+        w_shape=w_shape,
+        bias=given == "bias",
+        options=options,
+        layout=torch.channels_last,
+        dtypes=("fp16", "bf16"),
+        quick=line["quick"] == "1",
+        floors={},
+    )
+
+
+def _convolution(text: str) -> tuple[tuple[int, ...], tuple[int, ...], dict]:
+    """N,C,H,W,CO,KHxKW,sS,pP,dD,gG, where P is a number or (PH, PW)."""
+    image, window = text.split(",s")
+    N, C, H, W, CO, KH, KW = map(int, re.findall(r"\d+", image))
+    S, *P, D, groups = map(int, re.findall(r"\d+", window))
+    options = {
+        "stride": (S, S),
+        "padding": (P[0], P[-1]),
+        "dilation": (D, D),
+        "groups": groups,
+    }
+    return (N, C, H, W), (CO, C // groups, KH, KW), options
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    with (HERE / name).open(newline="") as file:
+        return list(csv.DictReader(file))

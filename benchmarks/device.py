@@ -1,0 +1,89 @@
+"""The GPU: its time, its cold cache, its graphs, its memory, and its name."""
+
+import datetime
+import functools
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+
+import torch
+import triton
+
+DEVICE = "cuda"
+NO_GPU = "device times are taken on a GPU, and this machine has none"
+COMMIT = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+FLUSHED = 2**30  # bytes
+
+
+class Moment:
+    """A point in the stream's work; the difference of two is seconds of the device's time."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def __sub__(self, earlier: "Moment") -> float:
+        self.event.synchronize()
+        return earlier.event.elapsed_time(self.event) / 1e3
+
+
+def now() -> Moment:
+    """pytest-benchmark's timer."""
+    return Moment()
+
+
+@functools.cache
+def _flushed() -> torch.Tensor:
+    return torch.empty(FLUSHED, dtype=torch.int8, device=DEVICE)
+
+
+def flush() -> None:
+    """Empties the L2 cache, and keeps the device busy while the host prepares the next launch."""
+    _flushed().zero_()
+
+
+def captured(call: Callable[[], object]) -> Callable[[], None]:
+    """call as the replay of a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most that call holds at a time, result and workspaces, its inputs not counted."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def machine() -> dict[str, str]:
+    """What a results file says of where it was made."""
+    gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+        "commit": os.environ.get("COMMIT") or _output(*COMMIT),
+    }
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip().partition("\n")[0]

@@ -1,0 +1,84 @@
+"""The file that a run leaves, written anew after every figure, so that none is lost.
+
+{"machine": {device, driver, ...},
+ "rows": [{tag, net, ..., "sides": {"ours": {us, ...}, "eager": ...}, "ratio": {"eager": ...}}],
+ "host": {figures that need no GPU}}
+"""
+
+import json
+import os
+from pathlib import Path
+
+from . import device
+from .cases import Row, device_key
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def default_path(machine: dict[str, str]) -> Path:
+    name = device_key(machine["device"]) or machine["device"].replace(" ", "-")
+    return FOLDER / f"{name}-{machine['date']}.json"
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+class Results:
+    """What a run has found so far, in `path` where one is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: dict[str, dict] = {}
+        self.host: dict[str, float] = {}
+        self.machine = device.machine()
+        self._write()
+
+    def add(self, row: Row, side: str, figures: dict) -> dict:
+        """Adds a side's figures to its row; returns them with what the row knows."""
+        entry = self.rows.setdefault(str(row), self._entry(row))
+        if entry["floor_us"] is not None:
+            figures = {**figures, "of_floor": entry["floor_us"] / figures["us"]}
+        measured = entry["sides"]
+        measured[side] = figures
+        if "ours" in measured:
+            entry["ratio"] = {
+                other: theirs["us"] / measured["ours"]["us"]
+                for other, theirs in measured.items()
+                if other != "ours"
+            }
+        self._write()
+        return {key: entry[key] for key in ("shape", "dtype", "layout", "pass")} | figures
+
+    def add_host(self, **figures: float) -> None:
+        self.host |= figures
+        self._write()
+
+    def _entry(self, row: Row) -> dict:
+        case = row.case
+        key = device_key(self.machine["device"])
+        return {
+            "tag": case.tag,
+            "net": case.net,
+            "operator": case.operator,
+            "family": case.family,
+            "shape": {"x": case.x_shape, "w": case.w_shape, **case.options},
+            "pass": row.direction,
+            "dtype": row.dtype,
+            "layout": str(case.layout).removeprefix("torch.").removesuffix("_format"),
+            "flop": case.flop,
+            "moved": case.moved,
+            "floor_us": case.floors[row.direction][key] if key else None,
+            "published_ms": case.published,
+            "sides": {},
+            "ratio": {},
+        }
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": self.machine, "rows": [*self.rows.values()], "host": self.host}
+        temporary = self.path.with_name(f".{os.getpid()}-{self.path.name}")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(self.path)

@@ -1,0 +1,34 @@
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An IDX file of unsigned bytes."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def write_idx_set(tmp_path) -> Callable[..., Path]:
+    """Writes random images as Fashion-MNIST's four files, and returns the folder for --data-dir."""
+
+    def write(train: int = 8, test: int = 4, size: int = 28, zipped: bool = False) -> Path:
+        random = np.random.default_rng(0)
+        raw = tmp_path / "data" / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True)
+        for part, number in (("train", train), ("t10k", test)):
+            images = random.integers(0, 256, (number, size, size))
+            labels = np.arange(number) % 10
+            for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+                path = raw / f"{part}-{kind}-ubyte"
+                if zipped:
+                    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(idx(array)))
+                else:
+                    path.write_bytes(idx(array))
+        return tmp_path / "data"
+
+    return write

@@ -1,0 +1,187 @@
+import hashlib
+import http.client
+import sys
+import urllib.request
+
+import pytest
+import torch
+from tritonconv.nets import data
+from tritonconv.nets.data import digits, download_fashion_mnist, fashion_mnist, read_idx
+
+TRAIN_IMAGES = "FashionMNIST/raw/train-images-idx3-ubyte"
+TRAIN_LABELS = "FashionMNIST/raw/train-labels-idx1-ubyte"
+
+
+def test_digits_are_split_in_stratified_halves_that_share_no_image():
+    from sklearn.datasets import load_digits
+
+    train, test = digits()
+    assert train.images.shape == (1437, 1, 28, 28)
+    assert test.images.shape == (360, 1, 28, 28)
+    assert train.images.min() == 0
+    assert train.images.max() == 1
+    classes, of_class = load_digits().target, torch.bincount(test.labels)
+    for label in range(10):
+        assert abs(of_class[label] - 0.2 * (classes == label).sum()) < 1
+    both = torch.cat([train.images, test.images]).flatten(1)
+    assert len(both.unique(dim=0)) == len(load_digits().data) == 1797
+
+
+def test_digits_are_the_same_every_time():
+    for a, b in zip(digits(), digits(), strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)
+
+
+def test_digits_without_scikit_learn_name_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "tritonconv\[demo\]"'):
+        digits()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_fashion_mnist_reads_back_what_was_written(write_idx_set, zipped):
+    folder = write_idx_set(train=13, test=5, zipped=zipped)
+    train, test = fashion_mnist(folder)
+    assert train.images.shape == (13, 1, 28, 28)
+    assert test.images.shape == (5, 1, 28, 28)
+    assert train.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+    stored = read_idx(folder / TRAIN_IMAGES, 3)
+    assert torch.equal((train.images.squeeze(1) * 255).round().byte(), stored)
+
+
+def test_fashion_mnist_of_another_size_is_resized(write_idx_set):
+    train, _ = fashion_mnist(write_idx_set(size=8))
+    assert train.images.shape == (8, 1, 28, 28)
+
+
+def remove(path):
+    path.unlink()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def cut_in_the_header(path):
+    path.write_bytes(path.read_bytes()[:7])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def hold_nothing(path):
+    path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 0]))
+
+
+def hold_labels(path):
+    path.write_bytes((path.parent / "train-labels-idx1-ubyte").read_bytes())
+
+
+def drop_a_label(path):
+    path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 7]) + bytes(7))
+
+
+def hold_label_10(path):
+    path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 8]) + bytes([10] * 8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "error", "message"),
+    [
+        (remove, TRAIN_IMAGES, FileNotFoundError, "got neither"),
+        (truncate, TRAIN_IMAGES, ValueError, r"expected 6288 bytes .* \[8, 28, 28\], got 6287"),
+        (lengthen, TRAIN_IMAGES, ValueError, "expected 6288 bytes .* got 6289"),
+        (cut_in_the_header, TRAIN_LABELS, ValueError, "got 7"),
+        (empty, TRAIN_LABELS, ValueError, "expected IDX magic 00000801 .* got an empty file"),
+        (hold_nothing, TRAIN_LABELS, ValueError, "expected .* a non-empty array"),
+        (hold_labels, TRAIN_IMAGES, ValueError, "expected IDX magic 00000803 .* got 00000801"),
+        (drop_a_label, TRAIN_LABELS, ValueError, "each of the 8 train images, got 7 labels"),
+        (hold_label_10, TRAIN_LABELS, ValueError, "expected labels below 10, got 10"),
+    ],
+)
+def test_fashion_mnist_refuses_a_bad_file_by_name(write_idx_set, damage, name, error, message):
+    folder = write_idx_set()
+    damage(folder / name)
+    with pytest.raises(error, match=message) as raised:
+        fashion_mnist(folder)
+    assert str(folder / "FashionMNIST" / "raw") in str(raised.value)
+
+
+def not_gzip(content: bytes) -> bytes:
+    return b"plain" + content
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [not_gzip, cut, flip_a_bit])
+def test_fashion_mnist_refuses_a_bad_gzip_file_by_name(write_idx_set, damage):
+    folder = write_idx_set(zipped=True)
+    path = folder / f"{TRAIN_IMAGES}.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        ValueError, match=r"train-images-idx3-ubyte\.gz: expected a whole gzip file"
+    ):
+        fashion_mnist(folder)
+
+
+@pytest.fixture
+def mirror(write_idx_set, monkeypatch):
+    """A folder of files that stands for the mirror, with their checksums."""
+    raw = write_idx_set(zipped=True) / "FashionMNIST" / "raw"
+    monkeypatch.setattr(data, "MIRROR", f"{raw.as_uri()}/")
+    sums = {name: hashlib.md5((raw / name).read_bytes()).hexdigest() for name in data.MD5}
+    monkeypatch.setattr(data, "MD5", sums)
+    return raw
+
+
+def test_download_fetches_the_four_files(mirror, tmp_path):
+    download_fashion_mnist(tmp_path / "new")
+    fetched = sorted((tmp_path / "new" / "FashionMNIST" / "raw").iterdir())
+    assert [path.name for path in fetched] == sorted(data.MD5)
+    assert len(fashion_mnist(tmp_path / "new").train.labels) == 8
+
+
+def test_download_leaves_files_that_are_there(mirror, tmp_path):
+    raw = tmp_path / "new" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte.gz"):
+        (raw / name).write_text("mine")
+    download_fashion_mnist(tmp_path / "new")
+    assert (raw / "train-images-idx3-ubyte").read_text() == "mine"
+    assert not (raw / "train-images-idx3-ubyte.gz").exists()
+    assert (raw / "t10k-labels-idx1-ubyte.gz").read_text() == "mine"
+
+
+def test_download_refuses_a_wrong_checksum_and_leaves_no_file(mirror, tmp_path):
+    (mirror / "train-images-idx3-ubyte.gz").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz: expected a file with md5"):
+        download_fashion_mnist(tmp_path / "new")
+    assert not list(tmp_path.glob("new/**/*ubyte*"))
+
+
+def test_download_says_which_file_cannot_be_fetched(mirror, tmp_path):
+    (mirror / "t10k-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(OSError, match=r"could not download file:.*/t10k-images-idx3-ubyte\.gz"):
+        download_fashion_mnist(tmp_path / "new")
+
+
+def test_download_reports_a_broken_connection(monkeypatch, tmp_path):
+    def broken(url, timeout):
+        raise http.client.IncompleteRead(b"")
+
+    monkeypatch.setattr(urllib.request, "urlopen", broken)
+    with pytest.raises(OSError, match="could not download http"):
+        download_fashion_mnist(tmp_path)

@@ -1,0 +1,186 @@
+"""What the offline check compiles: calls of the public operators, forward and backward.
+
+Together they launch every kernel, every tile of the tables in each pass, all forms of the reduction
+and all dtypes; the full product is for fp16.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import tritonconv
+from torch import Tensor
+from tritonconv import _common
+
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
+
+# Kernels whose products run on the matrix unit, fed by asynchronous copies.
+MATRIX_KERNELS = {"conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"}
+
+# Kernels that cannot read 16 bytes at a time, whatever the case.
+NARROW = {
+    "max_pool2d_scatter": "the taps are bytes, and each element asks for itself whether it won",
+    "max_pool2d_gather": "each element reads where its own maximum lies",
+    "corr2d": "a matrix's rows have any length",
+}
+
+
+class Case(NamedTuple):
+    name: str
+    dtype: str
+    call: Callable[[str], None]
+    narrow: Mapping[str, str] = {}  # kernels that copy less than 16 bytes at a time here, and why
+
+
+def empty(shape: tuple[int, ...], dtype: str, grad: bool = True) -> Tensor:
+    memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    x = torch.empty(shape, dtype=DTYPES[dtype], memory_format=memory_format)
+    return x.requires_grad_(grad)
+
+
+def conv(c, co, k, size=28, bias=False, grads="xw", groups=1, **options) -> Callable[[str], None]:
+    def call(dtype: str) -> None:
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+        x = empty((8, c, size, size), dtype, "x" in grads)
+        w = empty((co, c // groups, k, k), dtype, "w" in grads)
+        b = empty((co,), dtype) if bias else None
+        y = tritonconv.conv2d(x, w, b, groups=groups, **options)
+        if y.requires_grad:
+            y.backward(torch.empty_like(y))
+
+    return call
+
+
+def pool(operator, *args, c=64, **options) -> Callable[[str], None]:
+    """Forward, backward and double backward."""
+
+    def call(dtype: str) -> None:
+        x = empty((8, c, 28, 28), dtype)
+        y = operator(x, *args, **options)
+        (dx,) = torch.autograd.grad(y, x, torch.empty_like(y).requires_grad_(), create_graph=True)
+        dx.backward(torch.empty_like(dx))
+
+    return call
+
+
+def corr2d(dtype: str) -> None:
+    y = tritonconv.corr2d(empty((30, 30), dtype), empty((3, 3), dtype))
+    y.backward(torch.empty_like(y))
+
+
+def wide(call: Callable[[str], None]) -> Callable[[str], None]:
+    """call as with tensors so large that offsets take 64 bits."""
+
+    def with_wide_offsets(dtype: str) -> None:
+        with mock.patch.object(_common, "WIDE_FROM", 0):
+            call(dtype)
+
+    return with_wide_offsets
+
+
+def every_pass(reason: str) -> dict[str, str]:
+    return dict.fromkeys(("conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"), reason)
+
+
+FEW = every_pass("with few channels, taps and channels are one index, read by element")
+FEW_OUT = {"conv2d_dgrad": FEW["conv2d_dgrad"]}
+ODD = every_pass("the channels are no multiple of 16, so rows are not known to be aligned")
+ODD_SUM = {"add_splits": "the weights are no multiple of 16 elements"}
+SMALL_SUM = {"add_splits": "the bias is as small as the block, which leaves a thread one element"}
+TF32 = dict.fromkeys(
+    ("conv2d_dgrad sm_90", "conv2d_wgrad sm_90"),
+    "wgmma reads tf32 along the reduction only: what lies across it is copied by element",
+)
+
+max_pool2d, avg_pool2d = tritonconv.max_pool2d, tritonconv.avg_pool2d
+adaptive_avg_pool2d = tritonconv.adaptive_avg_pool2d
+
+CASES = (
+    # each tile, with reductions that its k divides and that it does not
+    Case("3x3 128", "fp16", conv(128, 128, 3, padding=1, bias=True), SMALL_SUM),
+    Case("3x3 64", "fp16", conv(64, 64, 3, padding=1)),
+    Case("3x3 32", "fp16", conv(32, 32, 3, padding=1)),
+    Case("3x3 16", "fp16", conv(16, 16, 3, padding=1)),
+    Case("3x3 144", "fp16", conv(144, 144, 3, padding=1)),
+    Case("3x3 80", "fp16", conv(80, 80, 3, padding=1)),
+    Case("3x3 48", "fp16", conv(48, 48, 3, padding=1)),
+    Case("3x3 128-32", "fp16", conv(128, 32, 3, padding=1, grads="")),
+    Case("3x3 128-16", "fp16", conv(128, 16, 3, padding=1, grads="")),
+    Case("3x3 32-128", "fp16", conv(32, 128, 3, padding=1, grads="x")),
+    Case("3x3 16-128", "fp16", conv(16, 128, 3, padding=1, grads="x")),
+    # other geometries
+    Case("1x1 64-256", "fp16", conv(64, 256, 1)),
+    Case("1x1/2 256-128", "fp16", conv(256, 128, 1, stride=2)),
+    Case("3x3/2 128", "fp16", conv(128, 128, 3, stride=2, padding=1)),
+    Case("3x3/2 32", "fp16", conv(32, 32, 3, stride=2, padding=1)),
+    Case("3x3 dilated 64", "fp16", conv(64, 64, 3, padding=2, dilation=2)),
+    Case("3x3 8 groups of 64", "fp16", conv(512, 512, 3, padding=1, groups=8)),
+    Case("7x7 128", "fp16", conv(128, 128, 7, padding=3)),
+    Case("7x7 80", "fp16", conv(80, 80, 7, padding=3)),
+    # few channels
+    Case("7x7/2 3-64", "fp16", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
+    Case("3x3 3-128", "fp16", conv(3, 128, 3, padding=1, grads=""), FEW),
+    Case("3x3 8-32", "fp16", conv(8, 32, 3, padding=1), FEW),
+    Case("3x3 128-3", "fp16", conv(128, 3, 3, padding=1, grads="x"), FEW_OUT),
+    Case("3x3 64-8", "fp16", conv(64, 8, 3, padding=1, grads="x"), FEW_OUT),
+    Case("3x3 32-8", "fp16", conv(32, 8, 3, padding=1, grads="x"), FEW_OUT),
+    Case("5x5 1-6", "fp16", conv(1, 6, 5, padding=2), FEW | ODD_SUM),
+    Case("3x3 32 groups of 4", "fp16", conv(128, 128, 3, padding=1, groups=32), FEW),
+    Case("3x3 depthwise 32", "fp16", conv(32, 32, 3, padding=1, groups=32), FEW),
+    # channels that are no multiple of 16
+    Case("3x3 20", "fp16", conv(20, 20, 3, padding=1), ODD),
+    Case("3x3 36", "fp16", conv(36, 36, 3, padding=1), ODD),
+    Case("3x3 100", "fp16", conv(100, 100, 3, padding=1), ODD),
+    Case("3x3 130", "fp16", conv(130, 130, 3, padding=1), ODD | ODD_SUM),
+    # 64-bit offsets
+    Case("3x3 128 wide", "fp16", wide(conv(128, 128, 3, padding=1, bias=True)), SMALL_SUM),
+    Case("7x7 128 wide", "fp16", wide(conv(128, 128, 7, padding=3))),
+    Case("7x7/2 3-64 wide", "fp16", wide(conv(3, 64, 7, size=64, stride=2, padding=3)), FEW),
+    # other dtypes
+    Case("3x3 128", "bf16", conv(128, 128, 3, padding=1)),
+    Case("7x7/2 3-64", "bf16", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
+    Case("3x3 64", "tf32", conv(64, 64, 3, padding=1, bias=True), TF32 | SMALL_SUM),
+    Case("3x3 32", "tf32", conv(32, 32, 3, padding=1), TF32),
+    Case("3x3 16", "tf32", conv(16, 16, 3, padding=1), TF32),
+    Case("3x3/2 64", "tf32", conv(64, 64, 3, stride=2, padding=1), TF32),
+    Case("7x7 64", "tf32", conv(64, 64, 7, padding=3), TF32),
+    Case("7x7/2 3-64", "tf32", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
+    Case("3x3 depthwise 32", "tf32", conv(32, 32, 3, padding=1, groups=32), FEW),
+    Case("3x3 20", "tf32", conv(20, 20, 3, padding=1), ODD),
+    Case("3x3 64", "fp32", conv(64, 64, 3, padding=1)),
+    Case("3x3 32", "fp32", conv(32, 32, 3, padding=1)),
+    Case("3x3 16", "fp32", conv(16, 16, 3, padding=1)),
+    Case("7x7/2 3-64", "fp32", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
+    Case("3x3 20", "fp32", conv(20, 20, 3, padding=1), ODD),
+    Case("3x3 32", "fp64", conv(32, 32, 3, padding=1, bias=True), SMALL_SUM),
+    Case("3x3 16", "fp64", conv(16, 16, 3, padding=1)),
+    Case("7x7/2 3-64", "fp64", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
+    Case("3x3 depthwise 32", "fp64", conv(32, 32, 3, padding=1, groups=32), FEW),
+    Case("3x3 20", "fp64", conv(20, 20, 3, padding=1), ODD),
+    # pools and corr2d
+    *(
+        Case("max 3x3/2", dtype, pool(max_pool2d, 3, 2, 1))
+        for dtype in ("fp16", "bf16", "fp32", "fp64")
+    ),
+    Case("max 20x20", "fp16", pool(max_pool2d, 20)),
+    Case("max 3x3/2 wide", "fp16", wide(pool(max_pool2d, 3, 2, 1))),
+    *(
+        Case("avg 3x3/2", dtype, pool(avg_pool2d, 3, 2, 1))
+        for dtype in ("fp16", "bf16", "fp32", "fp64")
+    ),
+    Case("avg 3x3/2 inside", "fp16", pool(avg_pool2d, 3, 2, 1, count_include_pad=False)),
+    Case("avg 3x3/2 by 3", "fp16", pool(avg_pool2d, 3, 2, 1, divisor_override=3)),
+    *(
+        Case("adaptive 6x6", dtype, pool(adaptive_avg_pool2d, 6))
+        for dtype in ("fp16", "fp32", "fp64")
+    ),
+    Case("adaptive 1x1", "fp16", pool(adaptive_avg_pool2d, 1)),
+    *(Case("corr2d 3x3", dtype, corr2d) for dtype in ("fp16", "fp32", "fp64")),
+)
