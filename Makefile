@@ -10,7 +10,7 @@ python := .venv/bin/python
 install := .venv/installed
 endif
 
-.PHONY: demo test lint installed clean
+.PHONY: demo test lint offline gpu installed clean
 
 demo: $(install)
 	$(python) -m tritonconv.nets train lenet
@@ -22,6 +22,19 @@ lint: $(install)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 
+# What the compiler made of every kernel, without a GPU; TRITON=3.6.0 for another Triton.
+ifdef TRITON
+offline: .venv-triton-$(TRITON)/installed
+	.venv-triton-$(TRITON)/bin/python tests/offline/check.py
+else
+offline: $(install)
+	$(python) tests/offline/check.py
+endif
+
+# For a GPU machine: tests, quick benchmarks and report, each bounded in time, into the folder $$OUT.
+gpu: $(install)
+	$(python) -m benchmarks gpu --out "$${OUT:?names the folder for results}"
+
 installed:
 	$(python) -m pip install --quiet --no-deps --no-build-isolation --editable .
 
@@ -30,5 +43,12 @@ installed:
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test,bench]'
 	touch $@
 
+# Triton alone, before everything else of .venv's: its release may not be the one torch asks for.
+.venv-triton-%/installed: $(install)
+	$(python) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --no-deps triton==$*
+	$(python) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(@D)/lib/$$(ls $(@D)/lib)/site-packages/others.pth
+	touch $@
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-triton-* runs build *.egg-info

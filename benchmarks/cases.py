@@ -53,7 +53,13 @@ class Case(NamedTuple):
     @property
     def moved(self) -> int:
         """Elements that the forward reads or writes at least."""
-        return sum(math.prod(s) for s in (self.x_shape, self.w_shape, self.y_shape) if s)
+        N, C, H, W = self.x_shape
+        if self.w_shape is None:
+            return N * C * H * W + math.prod(self.y_shape)
+        (KH, KW), (OH, OW) = self.w_shape[2:], self.y_shape[2:]
+        # windows further apart than they are wide leave pixels out
+        x = N * C * min(H, KH * OH) * min(W, KW * OW)
+        return x + math.prod(self.w_shape) + math.prod(self.y_shape)
 
     @property
     def flop(self) -> int:

@@ -31,4 +31,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def results(pytestconfig: pytest.Config) -> Results:
-    return Results(pytestconfig.getoption("results"))
+    return Results(pytestconfig.getoption("results", None))

@@ -1,4 +1,4 @@
-"""What needs no GPU: launches caught before the device, and the kernels that they would compile."""
+"""What needs no GPU: launches stubbed before the device, and the kernels they would compile."""
 
 import contextlib
 import time
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from unittest import mock
 
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from tritonconv import _launch
 from tritonconv.conv import tiles
@@ -16,18 +17,25 @@ CAPABILITY = (9, 0)
 
 
 @contextlib.contextmanager
-def caught_launches() -> Iterator[list]:
-    """(kernel, args, options) of every launch, none of which runs: results are uninitialised."""
-    launches = []
-
-    def catch(kernel, programs, args, outs, meta) -> None:
-        launches.append((kernel, args, meta))
-
+def stubbed_launches(stub: Callable[..., None]) -> Iterator[None]:
+    """stub(kernel, programs, args, outs, meta) stands in for every launch: no result is written."""
     with (
-        mock.patch.object(_launch, "_run", catch),
-        mock.patch.object(tiles, "device_capability", return_value=CAPABILITY),
+        mock.patch.object(_launch, "_run", stub),
+        mock.patch.object(tiles, "device_capability", _capability),
     ):
-        yield launches
+        yield
+
+
+def launches(call: Callable[[], object]) -> list[tuple]:
+    """What call launches, none of which runs."""
+    caught = []
+    with stubbed_launches(lambda *launch: caught.append(launch)):
+        call()
+    return caught
+
+
+def _capability(x: Tensor) -> tuple[int, int]:
+    return CAPABILITY
 
 
 class Driver:
@@ -37,11 +45,11 @@ class Driver:
         return GPUTarget("cuda", 10 * CAPABILITY[0] + CAPABILITY[1], 32)
 
 
-def kernels(launches: list) -> Counter[str]:
+def kernels(caught: list[tuple]) -> Counter[str]:
     """How many kernels Triton would compile for these launches, by name."""
     compiled = set()
     with mock.patch("triton.runtime.jit.driver", SimpleNamespace(active=Driver())):
-        for kernel, args, meta in launches:
+        for kernel, _, args, _, meta in caught:
             *_, binder = kernel.create_binder()
             _, specialization, options = binder(*args, **meta)
             compiled.add((kernel.__name__, f"{specialization} {options}"))

@@ -33,6 +33,6 @@ class Progress:
 
 def run(results: Path, markers: str, keywords: str) -> int:
     """Measures what is marked and named so, into a file; returns pytest's exit status."""
-    quiet = ["-q", "--no-header", "--tb=short", "-rs", "--benchmark-quiet"]
+    quiet = ["-q", "--no-header", "--tb=short", "-rs", "--show-capture=no", "--benchmark-quiet"]
     selected = ["-m", markers, "-k", keywords]
     return pytest.main([str(HERE), f"--results={results}", *quiet, *selected], [Progress()])

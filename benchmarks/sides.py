@@ -69,12 +69,12 @@ def eager(row: Row, t: Tensors) -> Call:
         if options["output_size"] == 1:  # torch takes the mean
             return lambda: dy.expand(x.shape) / (x.shape[2] * x.shape[3])
         return lambda: aten._adaptive_avg_pool2d_backward(dy, x)
-    size = [options["kernel_size"]]
-    window = size, [options.get("stride", size[0])], [options.get("padding", 0)]
+    size = options["kernel_size"]
+    window = [[n, n] for n in (size, options.get("stride", size), options.get("padding", 0))]
     if row.case.operator == "avg_pool2d":
         return lambda: aten.avg_pool2d_backward(dy, x, *window, False, True, None)
     _, indices = F.max_pool2d(x, **options, return_indices=True)
-    return lambda: aten.max_pool2d_with_indices_backward(dy, x, *window, [1], False, indices)
+    return lambda: aten.max_pool2d_with_indices_backward(dy, x, *window, [1, 1], False, indices)
 
 
 def compiled(row: Row, t: Tensors) -> Call:

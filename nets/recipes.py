@@ -26,6 +26,6 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "lenet": Recipe("tanh", "avg", torch.optim.Adam, lr=2e-3, batch_size=64, epochs=6),
+    "lenet": Recipe("tanh", "avg", torch.optim.Adam, lr=2e-3, batch_size=64, epochs=5),
     "d2l-lenet": Recipe("sigmoid", "avg", torch.optim.SGD, lr=0.9, batch_size=256, epochs=10),
 }

@@ -85,18 +85,21 @@ def wide(call: Callable[[str], None]) -> Callable[[str], None]:
     return with_wide_offsets
 
 
-def every_pass(reason: str) -> dict[str, str]:
-    return dict.fromkeys(("conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"), reason)
+def narrow(reason: str, *kernels: str) -> dict[str, str]:
+    return dict.fromkeys(kernels, reason)
 
 
-FEW = every_pass("with few channels, taps and channels are one index, read by element")
-FEW_OUT = {"conv2d_dgrad": FEW["conv2d_dgrad"]}
-ODD = every_pass("the channels are no multiple of 16, so rows are not known to be aligned")
-ODD_SUM = {"add_splits": "the weights are no multiple of 16 elements"}
-SMALL_SUM = {"add_splits": "the bias is as small as the block, which leaves a thread one element"}
-TF32 = dict.fromkeys(
-    ("conv2d_dgrad sm_90", "conv2d_wgrad sm_90"),
-    "wgmma reads tf32 along the reduction only: what lies across it is copied by element",
+PASSES = ("conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad")
+FEW = narrow("with few channels, taps and channels are one index, read by element", *PASSES)
+FEW_IN = narrow(FEW["conv2d_fwd"], "conv2d_fwd")
+FEW_OUT = narrow(FEW["conv2d_dgrad"], "conv2d_dgrad")
+ODD = narrow("channels are no multiple of 16: rows may start unaligned", *PASSES)
+ODD_SUM = narrow("the weights are no multiple of 16 elements", "add_splits")
+SMALL_SUM = narrow("the bias fills a block with one element a thread", "add_splits")
+TF32 = narrow(
+    "wgmma reads tf32 along the reduction only; what lies across it is copied by element",
+    "conv2d_dgrad sm_90",
+    "conv2d_wgrad sm_90",
 )
 
 max_pool2d, avg_pool2d = tritonconv.max_pool2d, tritonconv.avg_pool2d
@@ -120,13 +123,12 @@ CASES = (
     Case("1x1/2 256-128", "fp16", conv(256, 128, 1, stride=2)),
     Case("3x3/2 128", "fp16", conv(128, 128, 3, stride=2, padding=1)),
     Case("3x3/2 32", "fp16", conv(32, 32, 3, stride=2, padding=1)),
-    Case("3x3 dilated 64", "fp16", conv(64, 64, 3, padding=2, dilation=2)),
     Case("3x3 8 groups of 64", "fp16", conv(512, 512, 3, padding=1, groups=8)),
     Case("7x7 128", "fp16", conv(128, 128, 7, padding=3)),
     Case("7x7 80", "fp16", conv(80, 80, 7, padding=3)),
     # few channels
     Case("7x7/2 3-64", "fp16", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
-    Case("3x3 3-128", "fp16", conv(3, 128, 3, padding=1, grads=""), FEW),
+    Case("3x3 3-128", "fp16", conv(3, 128, 3, padding=1, grads=""), FEW_IN),
     Case("3x3 8-32", "fp16", conv(8, 32, 3, padding=1), FEW),
     Case("3x3 128-3", "fp16", conv(128, 3, 3, padding=1, grads="x"), FEW_OUT),
     Case("3x3 64-8", "fp16", conv(64, 8, 3, padding=1, grads="x"), FEW_OUT),
@@ -145,14 +147,12 @@ CASES = (
     Case("7x7/2 3-64 wide", "fp16", wide(conv(3, 64, 7, size=64, stride=2, padding=3)), FEW),
     # other dtypes
     Case("3x3 128", "bf16", conv(128, 128, 3, padding=1)),
-    Case("7x7/2 3-64", "bf16", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
     Case("3x3 64", "tf32", conv(64, 64, 3, padding=1, bias=True), TF32 | SMALL_SUM),
     Case("3x3 32", "tf32", conv(32, 32, 3, padding=1), TF32),
     Case("3x3 16", "tf32", conv(16, 16, 3, padding=1), TF32),
     Case("3x3/2 64", "tf32", conv(64, 64, 3, stride=2, padding=1), TF32),
     Case("7x7 64", "tf32", conv(64, 64, 7, padding=3), TF32),
     Case("7x7/2 3-64", "tf32", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
-    Case("3x3 depthwise 32", "tf32", conv(32, 32, 3, padding=1, groups=32), FEW),
     Case("3x3 20", "tf32", conv(20, 20, 3, padding=1), ODD),
     Case("3x3 64", "fp32", conv(64, 64, 3, padding=1)),
     Case("3x3 32", "fp32", conv(32, 32, 3, padding=1)),
@@ -171,10 +171,7 @@ CASES = (
     ),
     Case("max 20x20", "fp16", pool(max_pool2d, 20)),
     Case("max 3x3/2 wide", "fp16", wide(pool(max_pool2d, 3, 2, 1))),
-    *(
-        Case("avg 3x3/2", dtype, pool(avg_pool2d, 3, 2, 1))
-        for dtype in ("fp16", "bf16", "fp32", "fp64")
-    ),
+    *(Case("avg 3x3/2", dtype, pool(avg_pool2d, 3, 2, 1)) for dtype in ("fp16", "fp32", "fp64")),
     Case("avg 3x3/2 inside", "fp16", pool(avg_pool2d, 3, 2, 1, count_include_pad=False)),
     Case("avg 3x3/2 by 3", "fp16", pool(avg_pool2d, 3, 2, 1, divisor_override=3)),
     *(

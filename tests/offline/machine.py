@@ -74,19 +74,19 @@ def parse(listing: str) -> Code:
 
 def inner_loop(code: Code) -> Code:
     """The shortest loop with matrix instructions, or else with global loads; without one, all of code."""
-    loops = sorted(
-        (
-            [i for i in code if last.target <= i.address <= last.address]
-            for last in code
-            if last.target is not None and last.target < last.address
-        ),
-        key=len,
-    )
+    loops = sorted((code[start : end + 1] for start, end in _loops(code)), key=len)
     for names in (MATRIX, LOADS):
         for loop in loops:
             if any(i.name in names for i in loop):
                 return loop
     return code
+
+
+def _loops(code: Code) -> list[tuple[int, int]]:
+    """Where each loop starts, and the branch that ends it."""
+    branches = [(i.target, end) for end, i in enumerate(code) if i.target is not None]
+    starts = [((target - code[0].address) // BYTES, end) for target, end in branches]
+    return [(start, end) for start, end in starts if start < end]
 
 
 def copies(code: Code) -> Counter[tuple[str, int]]:
@@ -123,23 +123,20 @@ def overwritten(code: Code) -> list[Instruction]:
         elif instruction.op == "WARPGROUP.DEPBAR.LE":
             in_flight = int(instruction.operands.split(", ")[1], 16)
             groups = groups[-1 - in_flight :]
-        elif any(register in group for register in _written(instruction) for group in groups):
-            found.add(instruction)
+        elif any(groups):
+            read = set().union(*groups)
+            if not read.isdisjoint(_written(instruction)):
+                found.add(instruction)
     return sorted(found)
 
 
 def _walk(code: Code) -> Iterator[Instruction]:
     """The code in order, every loop twice."""
-    index = {instruction.address: i for i, instruction in enumerate(code)}
-    i, repeated = 0, set()
+    again = {end: start for start, end in _loops(code)}
+    i = 0
     while i < len(code):
         yield code[i]
-        target = code[i].target
-        if target is not None and target < code[i].address and i not in repeated:
-            repeated.add(i)
-            i = index[target]
-        else:
-            i += 1
+        i = again.pop(i, i + 1)
 
 
 def _written(instruction: Instruction) -> range:

@@ -1,0 +1,117 @@
+"""What the machine code of a kernel must and must not have."""
+
+from typing import NamedTuple
+
+from cases import MATRIX_KERNELS, NARROW, Case
+from launches import Launch
+from machine import MATRIX, Code, copies, inner_loop, overwritten, products
+
+SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes a block
+REGISTERS = 64 * 1024  # a multiprocessor
+MULTIPLY_ADDS = {  # of the matrix unit, a clock and multiprocessor
+    "fp16": {80: 1024, 89: 512, 90: 2048},
+    "bf16": {80: 1024, 89: 512, 90: 2048},
+    "tf32": {80: 512, 89: 256, 90: 1024},
+    "fp64": {80: 64, 90: 128},
+}
+MATRIX_OP = {"fp16": "F32", "bf16": "BF16", "tf32": "TF32"}  # how its name ends
+KINDS = {"LDG": "", "LDGSTS": "a", "UTMALDG": "t"}
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    case: str
+    dtype: str
+    kernel: str
+    capability: int
+    tile: str
+    registers: int
+    shared: int
+    loop: int
+    copies: str
+    slots: str
+    narrowest: int = 0  # bytes of a copy
+    faults: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.case:18} {self.dtype:5} {self.kernel:23} sm_{self.capability} {self.tile:17} "
+            f"{self.registers:9} {self.shared:6} {self.loop:5} {self.copies:11} {self.slots}"
+        )
+
+
+HEADER = Row(
+    "case", "dtype", "kernel", "", "tile", "registers", "shared", "loop", "copies", "slots/cycles"
+)  # fmt: skip
+
+
+def judge(case: Case, capability: int, launch: Launch, code: Code) -> Row:
+    kernel = launch.kernel.removeprefix("_").removesuffix("_kernel")
+    loop = inner_loop(code)
+    loads = copies(loop)
+    exempt = {kernel, f"{kernel} sm_{capability}"} & (NARROW.keys() | case.narrow.keys())
+    return Row(
+        case.name,
+        case.dtype,
+        kernel,
+        capability,
+        launch.tile,
+        launch.registers,
+        launch.shared,
+        len(loop),
+        " ".join(f"{n}x{width}{KINDS[name]}" for (name, width), n in sorted(loads.items())),
+        _slots(loop, launch.warps, case.dtype, capability),
+        min((width for _, width in loads), default=0),
+        tuple(faults(launch, code, case.dtype, capability, kernel in MATRIX_KERNELS, bool(exempt))),
+    )
+
+
+def _slots(loop: Code, warps: int, dtype: str, capability: int) -> str:
+    slots = len(loop) * warps // 4
+    multiply_adds = sum(
+        products(i) * (warps // 4 if i.name == "HGMMA" else warps) for i in loop if i.name in MATRIX
+    )
+    if multiply_adds == 0:
+        return f"{slots}"
+    return f"{slots}/{multiply_adds // MULTIPLY_ADDS[dtype][capability]}"
+
+
+def faults(
+    launch: Launch, code: Code, dtype: str, capability: int, matrix: bool, narrow: bool
+) -> list[str]:
+    """What is wrong with a kernel.
+
+    matrix: it multiplies on the matrix unit where dtype can, and copies asynchronously; narrow: it
+    may copy less than 16 bytes at a time.
+    """
+    found = []
+    loop = inner_loop(code)
+    if launch.spilled:
+        inside = sum(i.name in ("LDL", "STL") for i in loop)
+        found.append(f"spills {launch.spilled} bytes, with {inside} accesses in the loop")
+    if launch.shared > SHARED[capability]:
+        found.append(f"{launch.shared} bytes of shared memory exceed {SHARED[capability]}")
+    if launch.registers > 255 or launch.registers * launch.warps * 32 > REGISTERS:
+        found.append(f"{launch.registers} registers in {launch.warps} warps are too many")
+    if launch.serialised:
+        found.append("ptxas serialises wgmma")
+    if written := overwritten(code):
+        found.append(f"{written[0].op} overwrites an operand of a wgmma in flight")
+
+    ops = {i.op for i in code if i.name in MATRIX}
+    if matrix and dtype in MATRIX_OP:
+        name = "HGMMA" if capability >= 90 else "HMMA"
+        if not ops or not all(op.startswith(name) and op.endswith(MATRIX_OP[dtype]) for op in ops):
+            found.append(f"multiplies by {sorted(ops)}, not by {name}...{MATRIX_OP[dtype]}")
+    elif not all(dtype == "fp64" and op.startswith("DMMA") for op in ops):
+        found.append(f"multiplies by {sorted(ops)}")
+
+    loads = copies(loop)
+    if not loads:
+        found.append("loads nothing in its loop")
+    if not narrow and any(width < 16 for _, width in loads):
+        found.append("copies less than 16 bytes at a time")
+    if matrix and any(name == "LDG" and width >= 4 for name, width in loads):
+        found.append("does not copy asynchronously")  # which takes 4 bytes at least
+    return found
