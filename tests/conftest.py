@@ -21,10 +21,10 @@ def nan_filled_memory():
 @pytest.fixture(autouse=True)
 def ieee_float32():
     """Float32 products in float32; what tests TF32 switches it on."""
-    switch = torch.backends.cudnn.conv
-    before, switch.fp32_precision = switch.fp32_precision, "ieee"
+    # the older setter, which sets the newer switch too: torch.export still reads the older one
+    torch.backends.cudnn.allow_tf32 = False
     yield
-    switch.fp32_precision = before
+    torch.backends.cudnn.allow_tf32 = True  # torch's default
 
 
 @pytest.fixture(autouse=True)

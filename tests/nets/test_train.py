@@ -34,7 +34,6 @@ def test_the_default_recipe_reaches_95_percent():
     """On torch's layers, which the test above equates with ours: a hundred times as fast."""
     twin = as_torch(tanh_lenet("cpu", torch.float32))
     *_, (last,) = train([twin], digits(), RECIPES["lenet"], seed=0)
-    assert last.epoch == 6
     assert last.test_accuracy >= 0.95
 
 
