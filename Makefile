@@ -10,6 +10,9 @@ python := .venv/bin/python
 install := .venv/installed
 endif
 
+# The interpreter multiplies small blocks, which waiting for a busy core slows down far more.
+export OPENBLAS_NUM_THREADS ?= 1
+
 .PHONY: demo test lint offline gpu installed clean
 
 demo: $(install)
@@ -31,9 +34,12 @@ offline: $(install)
 	$(python) tests/offline/check.py
 endif
 
-# For a GPU machine: tests, quick benchmarks and report, each bounded in time, into the folder $$OUT.
+# For a GPU machine: tests, quick benchmarks and report, each bounded in seconds, into the folder $$OUT.
+TESTS_S ?= 200
+QUICK_S ?= 270
 gpu: $(install)
-	$(python) -m benchmarks gpu --out "$${OUT:?names the folder for results}"
+	$(python) -m benchmarks gpu --out "$${OUT:?names the folder for results}" \
+		--tests $(TESTS_S) --quick $(QUICK_S)
 
 installed:
 	$(python) -m pip install --quiet --no-deps --no-build-isolation --editable .
