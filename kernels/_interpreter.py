@@ -26,7 +26,7 @@ def run(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict
     with _lock:
         _prepare()
         host = [_hosted(a) if isinstance(a, Tensor) else a for a in args]
-        with _memory_of([a for a in host if isinstance(a, Tensor)]), np.errstate(all="ignore"):
+        with _arranged_for([a for a in host if isinstance(a, Tensor)]), np.errstate(all="ignore"):
             kernel[(programs,)](*host, **meta)
         for arg, result in zip(args, host, strict=True):
             if result is not arg and any(arg is out for out in outs):
@@ -96,17 +96,25 @@ def _require_inside(index: np.ndarray, memory: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _memory_of(tensors: list[Tensor]):
-    """Checks loads and stores; not integer overflow, which makes indexing eight times dearer."""
-    memory, options = interpreter._interpreter, interpreter.interpreter_builder.options
-    interpreter._interpreter = _Memory(memory, tensors)
-    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(
-        sanitize_overflow=False
+def _arranged_for(tensors: list[Tensor]):
+    """Checks loads and stores, but not integer overflow, which makes indexing eight times dearer.
+
+    triton prepares its language anew at every call of a helper function: once a launch is enough.
+    """
+    builder = interpreter.interpreter_builder
+    changes = (
+        (interpreter, "_interpreter", _Memory(interpreter._interpreter, tensors)),
+        (interpreter, "_patch_lang", functools.cache(interpreter._patch_lang)),
+        (builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False)),
     )
+    before = [getattr(owner, name) for owner, name, _ in changes]
     try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
         yield
     finally:
-        interpreter._interpreter, interpreter.interpreter_builder.options = memory, options
+        for (owner, name, _), value in zip(changes, before, strict=True):
+            setattr(owner, name, value)
 
 
 @functools.cache
