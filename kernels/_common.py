@@ -167,12 +167,25 @@ def pixel_blocks(pixels: int, channels: int) -> tuple[int, dict[str, int]]:
 
 
 @triton.jit
+def unravel(start, BLOCK: tl.constexpr, H, W):
+    """Image, row and column of pixels start to start + BLOCK of [N, H, W].
+
+    Only start may need 64 bits: dividing vectors of 64 bits costs hundreds of instructions.
+    """
+    w = (start % W).to(tl.int32) + tl.arange(0, BLOCK)
+    h = (start // W % H).to(tl.int32) + w // W
+    return start // W // H + h // H, h % H, w % W
+
+
+@triton.jit
 def pixel_tile(
     pixels, C, H, W, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """The program's tile of [N, H, W, C]: n, h, w [BLOCK_P, 1], c [1, BLOCK_C], offset, inside."""
     program = tl.cast(tl.program_id(0), INDEX)
     tiles_c = tl.cdiv(C, BLOCK_C)
-    p = program // tiles_c * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
-    c = program % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    return p // (H * W), p // W % H, p % W, c, p * C + c, (p < pixels) & (c < C)
+    start = program // tiles_c * BLOCK_P
+    n, h, w = unravel(start, BLOCK_P, H, W)
+    p = start + tl.arange(0, BLOCK_P)[:, None]
+    c = (program % tiles_c * BLOCK_C).to(tl.int32) + tl.arange(0, BLOCK_C)[None, :]
+    return n[:, None], h[:, None], w[:, None], c, p * C + c, (p < pixels) & (c < C)

@@ -42,7 +42,7 @@ class Conv2dFunction(torch.autograd.Function):
         x, w = ctx.saved_tensors
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = Conv2dDgradFunction.apply(dy, w, *ctx.x_like, ctx.geometry)
+            dx = Conv2dDgradFunction.apply(dy, w, None, *ctx.x_like, ctx.geometry)
         if ctx.needs_input_grad[1]:
             dw = Conv2dWgradFunction.apply(dy, x, *ctx.w_like, ctx.geometry)
         if ctx.needs_input_grad[2]:
@@ -52,20 +52,24 @@ class Conv2dFunction(torch.autograd.Function):
 
 class Conv2dDgradFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, dy, w, x_shape, memory_format, geometry):
-        ctx.save_for_backward(dy, w)
+    def forward(ctx, dy, w, bias, x_shape, memory_format, geometry):
+        needs_ddy, needs_dw = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(dy if needs_dw else None, w if needs_ddy else None)
+        ctx.w_like = w.shape, layout(w)
         ctx.geometry = geometry
-        return conv2d_dgrad(dy, w, x_shape, memory_format, *geometry)
+        return conv2d_dgrad(dy, w, bias, x_shape, memory_format, *geometry)
 
     @staticmethod
     def backward(ctx, ddx):
         dy, w = ctx.saved_tensors
-        ddy = dw = None
+        ddy = dw = db = None
         if ctx.needs_input_grad[0]:
             ddy = Conv2dFunction.apply(ddx, w, None, ctx.geometry)
         if ctx.needs_input_grad[1]:
-            dw = Conv2dWgradFunction.apply(dy, ddx, w.shape, layout(w), ctx.geometry)
-        return ddy, dw, None, None, None
+            dw = Conv2dWgradFunction.apply(dy, ddx, *ctx.w_like, ctx.geometry)
+        if ctx.needs_input_grad[2]:
+            db = Conv2dDbiasFunction.apply(ddx)
+        return ddy, dw, db, None, None, None
 
 
 class Conv2dWgradFunction(torch.autograd.Function):
@@ -82,7 +86,7 @@ class Conv2dWgradFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             ddy = Conv2dFunction.apply(x, ddw, None, ctx.geometry)
         if ctx.needs_input_grad[1]:
-            dx = Conv2dDgradFunction.apply(dy, ddw, x.shape, layout(x), ctx.geometry)
+            dx = Conv2dDgradFunction.apply(dy, ddw, None, x.shape, layout(x), ctx.geometry)
         return ddy, dx, None, None, None
 
 

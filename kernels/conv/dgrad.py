@@ -1,6 +1,6 @@
-"""Gradient of a convolution with respect to its input; the transposed convolution, too.
+"""Gradient of a convolution with respect to its input; with a bias, the transposed convolution.
 
-    dx[n, h, w, c] = sum_{kh, kw, o} dy[n, oh, ow, o] * w[o, kh, kw, c]
+    dx[n, h, w, c] = b[c] + sum_{kh, kw, o} dy[n, oh, ow, o] * w[o, kh, kw, c]
         where oh = (h + PH - kh*DH) / SH and ow = (w + PW - kw*DW) / SW are whole
 
 Which taps those are depends only on (h mod SH, w mod SW): for each of these SH*SW residue classes
@@ -14,7 +14,7 @@ import math
 import triton
 import triton.language as tl
 
-from .._common import accumulator, empty_in, empty_nhwc, index_type, leave, nhwc, op
+from .._common import accumulator, empty_in, empty_nhwc, index_type, leave, nhwc, op, unravel
 from .._launch import launch
 from . import tiles
 from .geometry import SCHEMA, Geometry
@@ -35,11 +35,11 @@ def _class_taps(residue, K, S, P, D, STEP):
 
 @triton.jit
 def _conv2d_dgrad_kernel(
-    dy_ptr, w_ptr, dx_ptr,  # dy [N, OH, OW, CO], w [CO, KH, KW, CG], dx [N, H, W, C]
+    dy_ptr, w_ptr, b_ptr, dx_ptr,  # dy [N, OH, OW, CO], w [CO, KH, KW, CG], b [C], dx [N, H, W, C]
     N, H, W, CG, OH, OW, COG, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
     STEP_H, STEP_W,  # taps of one class lie this far apart
     tiles_m,  # tiles of the largest class
-    FORM: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -49,13 +49,14 @@ def _conv2d_dgrad_kernel(
     program = program // tiles_n
     group = program % GROUPS
     program = program // GROUPS
-    m = tl.cast(program % tiles_m, INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    start = tl.cast(program % tiles_m, INDEX) * BLOCK_M
+    m = start + tl.arange(0, BLOCK_M)
     residue_h, residue_w = program // tiles_m // SW, program // tiles_m % SW
     C, CO = tl.cast(CG * GROUPS, INDEX), tl.cast(COG * GROUPS, INDEX)
 
     rows, columns = tl.cdiv(H - residue_h, SH), tl.cdiv(W - residue_w, SW)
     pixels = N * rows * columns  # of this class
-    image, h, w = m // (rows * columns), m // columns % rows, m % columns
+    image, h, w = unravel(start, BLOCK_M, rows, columns)
     h, w = residue_h + h * SH, residue_w + w * SW
 
     first_h, taps_h = _class_taps(residue_h, KH, SH, PH, DH, STEP_H)
@@ -78,6 +79,8 @@ def _conv2d_dgrad_kernel(
         FORM, TAIL, PRECISION, BLOCK_K, STAGES,
     )  # fmt: skip
 
+    if HAS_BIAS:
+        acc += tl.load(b_ptr + group * CG + n, mask=n < CG, other=0.0).to(ACC)[None, :]
     tl.store(
         dx_ptr + (((image * H + h) * W + w)[:, None] * C + (group * CG + n)[None, :]),
         acc,
@@ -85,20 +88,20 @@ def _conv2d_dgrad_kernel(
     )
 
 
-def _fake(dy, w, x_shape, memory_format, *geometry):
+def _fake(dy, w, bias, x_shape, memory_format, *geometry):
     return empty_in(x_shape, dy, memory_format)
 
 
 @op(
-    "conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_shape, MemoryFormat memory_format, "
-    f"{SCHEMA}) -> Tensor",
+    "conv2d_dgrad(Tensor dy, Tensor w, Tensor? bias, SymInt[] x_shape, "
+    f"MemoryFormat memory_format, {SCHEMA}) -> Tensor",
     _fake,
 )
-def conv2d_dgrad(dy, w, x_shape, memory_format, *geometry):
+def conv2d_dgrad(dy, w, bias, x_shape, memory_format, *geometry):
     g = Geometry(*geometry)
     dx = empty_nhwc(x_shape, dy)
-    if dy.numel() == 0 or w.numel() == 0:
-        return leave(dx.zero_(), memory_format)
+    if dx.numel() == 0:
+        return leave(dx, memory_format)
     dy, w = nhwc(dy), nhwc(w)
     N, _, H, W = x_shape
     CO, OH, OW = dy.shape[1:]
@@ -108,15 +111,15 @@ def conv2d_dgrad(dy, w, x_shape, memory_format, *geometry):
     taps = triton.cdiv(KH, step[0]) * triton.cdiv(KW, step[1])
     which = form(taps, COG)
     pixels = N * triton.cdiv(H, g.stride[0]) * triton.cdiv(W, g.stride[1])
-    tile = tiles.choose(pixels, CG, taps * COG if which == "flat" else COG, dy)
+    tile = tiles.choose(pixels, CG, taps * COG if which == "flat" else COG, dy, COG)
     tiles_m = triton.cdiv(pixels, tile.m)
     launch(
         _conv2d_dgrad_kernel,
         tiles_m * g.stride[0] * g.stride[1] * triton.cdiv(CG, tile.n) * g.groups,
-        dy, w, dx,
+        dy, w, None if bias is None else bias.contiguous(), dx,
         N, H, W, CG, OH, OW, COG, g.groups, KH, KW, *g.stride, *g.before, *g.dilation,
         *step, tiles_m,
-        which, COG % tile.k != 0, input_precision(dy),
+        bias is not None, which, COG % tile.k != 0, input_precision(dy),
         accumulator(dy.dtype), index_type(dx, dy, w), tile.m, tile.n, tile.k, tile.stages,
         out=dx, num_warps=tile.warps,
     )  # fmt: skip

@@ -10,7 +10,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common import accumulator, empty_in, empty_nhwc, index_type, layout, leave, nhwc, op
+from .._common import (
+    accumulator,
+    empty_in,
+    empty_nhwc,
+    index_type,
+    layout,
+    leave,
+    nhwc,
+    op,
+    unravel,
+)
 from .._launch import launch
 from . import tiles
 from .geometry import SCHEMA, Geometry
@@ -30,10 +40,11 @@ def _conv2d_fwd_kernel(
     tiles_n = tl.cdiv(COG, BLOCK_N)
     n = program % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     group = program // tiles_n % GROUPS
-    m = tl.cast(program // (tiles_n * GROUPS), INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    start = tl.cast(program // (tiles_n * GROUPS), INDEX) * BLOCK_M
+    m = start + tl.arange(0, BLOCK_M)
     C, CO = tl.cast(CG * GROUPS, INDEX), tl.cast(COG * GROUPS, INDEX)
 
-    image, oh, ow = m // (OH * OW), m // OW % OH, m % OW
+    image, oh, ow = unravel(start, BLOCK_M, OH, OW)
     h0, w0 = oh * SH - PH, ow * SW - PW
     w_w = tl.cast(CG, INDEX)
     acc = accumulate_taps(
@@ -73,7 +84,7 @@ def conv2d_forward(x, w, bias, *geometry):
     CG, KH, KW = w.shape[1:]
     COG, pixels, taps = CO // g.groups, N * OH * OW, KH * KW
     which = form(taps, CG)
-    tile = tiles.choose(pixels, COG, taps * CG if which == "flat" else CG, x)
+    tile = tiles.choose(pixels, COG, taps * CG if which == "flat" else CG, x, CG)
     launch(
         _conv2d_fwd_kernel,
         triton.cdiv(pixels, tile.m) * triton.cdiv(COG, tile.n) * g.groups,

@@ -29,12 +29,12 @@ TILES = {
         Tile(128, 128, 32, 8, 4),
         Tile(128, 64, 32, 4, 4),
         Tile(128, 32, 32, 4, 4),
-        Tile(128, 16, 32, 4, 4),
+        Tile(128, 16, 64, 4, 3),
     ),
     4: (
-        Tile(64, 64, 16, 4, 3),
+        Tile(64, 64, 32, 4, 3),
         Tile(64, 32, 16, 4, 3),
-        Tile(64, 16, 16, 4, 3),
+        Tile(64, 16, 32, 4, 3),
     ),
     8: (
         Tile(32, 32, 16, 4, 2),
@@ -49,21 +49,37 @@ HOPPER = {
         Tile(128, 16, 64, 4, 4),
     ),
 }
+# Where the rows of memory may start unaligned: what is loaded passes through registers.
+UNALIGNED = {
+    2: (
+        Tile(64, 64, 16, 4, 2),
+        Tile(64, 32, 32, 4, 2),
+        Tile(64, 16, 32, 4, 2),
+    ),
+    4: (
+        Tile(64, 32, 16, 4, 3),
+        Tile(64, 16, 16, 4, 3),
+    ),
+}
+ALIGNED_TO = 16  # elements; what Triton distinguishes
 PROGRAMS = 264  # two for each multiprocessor of an H100: fewer leave some idle
 STEP = 2**17  # elements that cost the interpreter as much as a step's fixed part
 LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
 
 
-def table(dtype: torch.dtype, capability: tuple[int, int]) -> tuple[Tile, ...]:
-    size = dtype.itemsize
-    return HOPPER[size] if capability[0] == 9 and size in HOPPER else TILES[size]
+def choose(m: int, n: int, k: int, x: torch.Tensor, channels: int) -> Tile:
+    """The tile for m x n outputs, each a sum of k products, in x's dtype on x's device.
 
-
-def choose(m: int, n: int, k: int, x: torch.Tensor) -> Tile:
-    """The tile for m x n outputs, each a sum of k products, in x's dtype on x's device."""
+    channels: how many elements the rows of the larger operand hold.
+    """
     if INTERPRETED:
         return interpreted(m, n, k)
-    tiles = table(x.dtype, device_capability(x))
+    size, capability = x.dtype.itemsize, device_capability(x)
+    tiles = TILES[size]
+    if channels % ALIGNED_TO:
+        tiles = UNALIGNED.get(size, tiles)
+    elif capability[0] == 9:
+        tiles = HOPPER.get(size, tiles)
     return next((t for t in tiles if t.n <= n), tiles[-1])
 
 

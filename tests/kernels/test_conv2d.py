@@ -128,22 +128,26 @@ def test_conv2d_of_integers_is_exact(name, dtype, device):
     assert_equal(ours, expected)
 
 
-EVERY_TILE = sorted({t for table in (*tiles.TILES.values(), *tiles.HOPPER.values()) for t in table})
+EVERY_TILE = sorted(
+    {
+        (size, tile)
+        for tables in (tiles.TILES, tiles.HOPPER, tiles.UNALIGNED)
+        for size, table in tables.items()
+        for tile in table
+    }
+)
+DTYPES = {2: torch.float16, 4: torch.float32, 8: torch.float64}
 
 
-@pytest.mark.parametrize("tile", EVERY_TILE, ids=lambda t: "x".join(map(str, t)))
+@pytest.mark.parametrize(("size", "tile"), EVERY_TILE, ids=str)
 @pytest.mark.parametrize("name", ["stride 1", "stride 2, few channels", "two groups"])
-def test_conv2d_is_exact_with_every_tile(name, tile, device, monkeypatch):
+def test_conv2d_is_exact_with_every_tile(name, size, tile, device, monkeypatch):
     x_shape, w_shape, options = {
         "stride 1": ((2, 33, 9, 10), (40, 33, 3, 3), {"padding": 1}),
         "stride 2, few channels": ((3, 3, 11, 12), (17, 3, 5, 5), {"padding": 2, "stride": 2}),
         "two groups": ((1, 34, 6, 6), (36, 17, 3, 3), {"padding": 1, "groups": 2}),
     }[name]
-    dtype = next(
-        (t for t in (torch.float64, torch.float32) if tile in tiles.TILES[t.itemsize]),
-        torch.float16,
-    )
-    given = tensors(x_shape, w_shape, device, dtype, integers)
+    given = tensors(x_shape, w_shape, device, DTYPES[size], integers)
     monkeypatch.setattr(tiles, "choose", lambda *problem: tile)
     monkeypatch.setattr(tiles, "splits", lambda programs, steps: min(steps, 3))
     y = conv2d(*given, **options)
