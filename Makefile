@@ -53,7 +53,8 @@ installed:
 .venv-triton-%/installed: $(install)
 	$(python) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --no-deps triton==$*
-	$(python) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(@D)/lib/$$(ls $(@D)/lib)/site-packages/others.pth
+	$(python) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $(@D)/lib/$$(ls $(@D)/lib)/site-packages/others.pth
 	touch $@
 
 clean:

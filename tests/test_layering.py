@@ -66,6 +66,12 @@ def test_nets_import_only_public_names_and_no_triton(path):
             assert not name.startswith("tritonconv.") or name.startswith("tritonconv.nets")
 
 
+@pytest.mark.parametrize("path", KERNELS + NETS)
+def test_product_does_not_import_what_measures_or_tests_it(path):
+    roots = {name.split(".")[0] for level, name in imports(ROOT / path) if level == 0}
+    assert not roots & {"benchmarks", "tests", "reference", "pytest"}
+
+
 def calls(path: Path) -> set[str]:
     """Dotted names of everything called in a file."""
     return {

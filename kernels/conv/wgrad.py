@@ -136,7 +136,7 @@ def conv2d_wgrad(dy, x, w_shape, memory_format, *geometry):
     CO, CG, KH, KW = w_shape
     COG, flat = CO // g.groups, CG < FEW_CHANNELS
     pixels = N * triton.next_power_of_2(OH) * triton.next_power_of_2(OW)
-    tile = tiles.choose(COG, KH * KW * CG if flat else CG, pixels, x, COG)
+    tile = tiles.choose(COG, KH * KW * CG if flat else CG, pixels, x, CG if flat else COG)
     box = tiles.pixel_box(tile.k, OH, OW)
     boxes_n, boxes_h, boxes_w = (triton.cdiv(a, b) for a, b in zip((N, OH, OW), box, strict=True))
     tiles_n = triton.cdiv(KH * KW * CG, tile.n) if flat else KH * KW * triton.cdiv(CG, tile.n)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.offline
-
 FOLDER = Path(__file__).parent
 
 
