@@ -13,26 +13,66 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any of our files imports triton
 
-from .adaptive_avg_pool2d import adaptive_avg_pool2d
-from .avg_pool2d import avg_pool2d
+from .adaptive_avg_pool2d import adaptive_avg_pool1d, adaptive_avg_pool2d
+from .adaptive_max_pool2d import adaptive_max_pool1d, adaptive_max_pool2d
+from .avg_pool2d import avg_pool1d, avg_pool2d
+from .conv1d import conv1d, conv_transpose1d
 from .conv2d import conv2d
+from .conv_transpose2d import conv_transpose2d
 from .corr2d import corr2d
-from .max_pool2d import max_pool2d
-from .modules import AdaptiveAvgPool2d, AvgPool2d, Conv2d, MaxPool2d
+from .max_pool2d import max_pool1d, max_pool2d
+from .modules import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    MaxPool1d,
+    MaxPool2d,
+)
 from .twins import as_torch, convert
 
 __version__ = version("tritonconv")
 
 __all__ = [
+    "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AvgPool1d",
     "AvgPool2d",
+    "Conv1d",
     "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "MaxPool1d",
     "MaxPool2d",
+    "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
     "as_torch",
+    "avg_pool1d",
     "avg_pool2d",
+    "conv1d",
     "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "convert",
     "corr2d",
+    "max_pool1d",
     "max_pool2d",
 ]

@@ -1,5 +1,6 @@
 """What every operator shares: registration, the contract's checks, layouts and pixel tiles."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +13,7 @@ from torch.autograd import forward_ad
 
 from ._launch import INTERPRETED, INTERPRETED_BLOCK
 
-Pair = tuple[int, int]
-Size2 = int | Sequence[int]
+Size = int | Sequence[int]  # one for all spatial axes, or one each
 
 LIBRARY = torch.library.Library("tritonconv", "DEF")
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -50,18 +50,30 @@ def apply(name: str, function: type[torch.autograd.Function], *args: Any) -> Any
     return function.apply(*args)
 
 
-def pair(name: str, argument: str, value: Size2) -> Pair:
-    """An int or two ints, as two ints."""
+def no_script(name: str) -> None:
+    raise NotImplementedError(
+        f"{name}: torch.jit.script is not supported; use torch.compile or torch.export"
+    )
+
+
+def public(function: Callable) -> Callable:
+    """Marks a public operator: torch.jit.script refuses it by its name, and what calls it."""
+    function.__prepare_scriptable__ = functools.partial(no_script, function.__name__)
+    return function
+
+
+def ints(name: str, argument: str, value: Size, dims: int) -> tuple[int, ...]:
+    """One int for all of dims axes, or one each, as a tuple of dims ints."""
     values = (value,) if isinstance(value, int | torch.SymInt) else value
     if not isinstance(values, tuple | list) or not all(
         isinstance(v, int | torch.SymInt) for v in values
     ):
-        raise TypeError(f"{name}: {argument} must be an int or a tuple of two ints, got {value!r}")
-    if len(values) not in (1, 2):
+        raise TypeError(f"{name}: {argument} must be an int or a tuple of ints, got {value!r}")
+    if len(values) not in (1, dims):
         raise RuntimeError(
-            f"{name}: {argument} must be a single int or a tuple of two ints, got {value!r}"
+            f"{name}: {argument} must be a single int or a tuple of {dims}, got {value!r}"
         )
-    return (values[0], values[-1])
+    return tuple(values) if len(values) == dims else tuple(values) * dims
 
 
 def require_at_least(name: str, argument: str, values: Sequence[int], least: int) -> None:
@@ -101,24 +113,23 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-def check_pool_input(name: str, x: Tensor) -> None:
-    """[N, C, H, W] or [C, H, W], where only N may be zero."""
-    check_tensor(name, "input", x, (3, 4))
-    if any(size == 0 for size in x.shape[-3:]):
-        raise RuntimeError(
-            f"{name}: input must have non-zero channels, height and width, got shape "
-            f"{tuple(x.shape)}"
-        )
+def images(x: Tensor, dims: int) -> Tensor:
+    """x, of dims spatial axes, as a batch of images [N, C, H, W]; a single axis as one row."""
+    x = x if x.dim() == dims + 2 else x.unsqueeze(0)
+    return x if dims == 2 else x.unsqueeze(-2)
 
 
-def batched(x: Tensor) -> Tensor:
-    """[C, H, W] as [1, C, H, W]; a batch as it is."""
-    return x.unsqueeze(0) if x.dim() == 3 else x
+def as_given(y: Tensor, dims: int, x: Tensor) -> Tensor:
+    """What came of images(x, dims), in x's form."""
+    y = y if dims == 2 else y.squeeze(-2)
+    return y if x.dim() == dims + 2 else y.squeeze(0)
 
 
-def layout(x: Tensor) -> torch.memory_format:
-    """channels_last or contiguous_format, as torch's operators read it from the strides."""
-    return suggest_memory_format(x)
+def layout(*tensors: Tensor) -> torch.memory_format:
+    """channels_last if one of the tensors is, by its strides, or else contiguous_format."""
+    if any(suggest_memory_format(t) == torch.channels_last for t in tensors):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -151,14 +162,15 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def index_type(*tensors: Tensor) -> tl.dtype:
-    """The integer type in which every offset into these tensors fits."""
-    return tl.int64 if max(t.numel() for t in tensors) >= WIDE_FROM else tl.int32
+def index_type(*tensors: Tensor, most: int = 0) -> tl.dtype:
+    """The integer type that holds every offset into these tensors, and numbers up to `most`."""
+    largest = max(most, *(t.numel() for t in tensors))
+    return tl.int64 if largest >= WIDE_FROM else tl.int32
 
 
 def pixel_blocks(pixels: int, channels: int) -> tuple[int, dict[str, int]]:
     """Programs, and BLOCK_P and BLOCK_C, for a kernel that owns tiles of [pixels, channels]."""
-    block_c = min(triton.next_power_of_2(channels), 64)
+    block_c = min(triton.next_power_of_2(max(channels, 1)), 64)
     block_p = 1024 // block_c
     if INTERPRETED:
         block_p = min(INTERPRETED_BLOCK // block_c, triton.next_power_of_2(max(pixels, 1)))

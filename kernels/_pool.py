@@ -1,30 +1,46 @@
-"""What the pools share: how a window moves, the sizes that follow, and the checks torch makes."""
+"""What the pools share: windows, the sizes that follow, and the checks torch makes.
+
+Pooling along one axis is pooling of images with a single row.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl  # noqa: F401 the interpreter wants it
 from torch import Tensor
 
-from ._common import Pair, Size2, check_pool_input, pair, require_at_least
+from ._common import Size, check_tensor, ints, require_at_least
+
+Ints = tuple[int, ...]
 
 
 class Window(NamedTuple):
-    size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    """Size, stride, padding and dilation by axis."""
+
+    size: Ints
+    stride: Ints
+    padding: Ints
+    dilation: Ints
     ceil_mode: bool
 
     def y_shape(self, shape: Sequence[int]) -> list[int]:
-        return list(shape[:-2]) + [
+        dims = len(self.size)
+        return list(shape[:-dims]) + [
             _windows(*geometry, self.ceil_mode)
-            for geometry in zip(shape[-2:], *self[:4], strict=True)
+            for geometry in zip(shape[-dims:], *self[:4], strict=True)
         ]
 
+    def of_images(self) -> "Window":
+        """The same for images: those of a single row where it has one axis."""
+        if len(self.size) == 2:
+            return self
+        size, stride, padding, dilation, ceil_mode = self
+        return Window((1, *size), (1, *stride), (0, *padding), (1, *dilation), ceil_mode)
+
     @property
-    def reach(self) -> Pair:
+    def reach(self) -> Ints:
         """The most windows that one pixel lies in, along each axis."""
         return tuple(
             triton.cdiv(d * (k - 1) + 1, s)
@@ -41,24 +57,33 @@ def _windows(size: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
     return n - 1 if ceil_mode and (n - 1) * s >= size + p else n
 
 
+def check_pool_input(name: str, dims: int, x: Tensor, channels: bool = True) -> None:
+    """A batch or a single item; only its number of items may be zero, or that of channels."""
+    check_tensor(name, "input", x, (dims + 1, dims + 2))
+    if 0 in x.shape[-dims - channels :]:
+        sizes = "channels and pixels" if channels else "pixels"
+        raise RuntimeError(f"{name}: input must have {sizes}, got shape {tuple(x.shape)}")
+
+
 def window(
     name: str,
+    dims: int,
     x: Tensor,
-    kernel_size: Size2,
-    stride: Size2 | None,
-    padding: Size2,
-    dilation: Size2 = 1,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size = 1,
     ceil_mode: bool = False,
 ) -> Window:
-    """The checked window; an empty or missing stride is the window's own size."""
-    check_pool_input(name, x)
-    size = pair(name, "kernel_size", kernel_size)
+    """The checked window along dims axes; a missing stride is the window's own size."""
+    check_pool_input(name, dims, x)
+    size = ints(name, "kernel_size", kernel_size, dims)
     no_stride = stride is None or (isinstance(stride, tuple | list) and not stride)
     w = Window(
         size,
-        size if no_stride else pair(name, "stride", stride),
-        pair(name, "padding", padding),
-        pair(name, "dilation", dilation),
+        size if no_stride else ints(name, "stride", stride, dims),
+        ints(name, "padding", padding, dims),
+        ints(name, "dilation", dilation, dims),
         bool(ceil_mode),
     )
     require_at_least(name, "kernel_size", w.size, 1)
@@ -71,12 +96,39 @@ def window(
                 f"{name}: padding must be at most half of the (dilated) kernel_size, got "
                 f"padding={p} for kernel_size={k} and dilation={d}"
             )
-    if min(w.y_shape(x.shape)[-2:]) < 1:
+    if min(w.y_shape(x.shape)[-dims:]) < 1:
         raise RuntimeError(
             f"{name}: output would be empty: kernel_size {w.size} with dilation {w.dilation} does "
             f"not fit input {tuple(x.shape)} padded by {w.padding}"
         )
     return w
+
+
+def output_size(
+    name: str, dims: int, x: Tensor, size: int | Sequence[int | None]
+) -> tuple[int, int]:
+    """The checked output size for images(x, dims); None, where there are two axes, keeps x's."""
+    given = size if isinstance(size, tuple | list) else (size,) * dims
+    keeps = dims == 2 and isinstance(size, tuple | list)
+    if not all((n is None and keeps) or isinstance(n, int | torch.SymInt) for n in given):
+        raise TypeError(f"{name}: output_size must be an int or a tuple of {dims}, got {size!r}")
+    if len(given) != dims:
+        raise RuntimeError(f"{name}: output_size must be an int or a tuple of {dims}, got {size!r}")
+    sizes = [n if n is not None else m for n, m in zip(given, x.shape[-dims:], strict=True)]
+    if min(sizes) < 0:
+        raise RuntimeError(f"{name}: output_size must be non-negative, got {size!r}")
+    return (1, *sizes)[-2:]
+
+
+def longest(size: int, out: int) -> int:
+    """The most pixels in a window when `size` pixels are pooled to `out`."""
+    return 0 if out == 0 else size // out if size % out == 0 else size // out + 2
+
+
+@triton.jit
+def bounds(o, SIZE, OUT):
+    """First and past-the-last pixel of window o; swapped, of the windows that cover a pixel."""
+    return o * SIZE // OUT, ((o + 1) * SIZE + OUT - 1) // OUT
 
 
 @triton.jit

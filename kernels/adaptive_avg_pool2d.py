@@ -1,4 +1,4 @@
-"""Average pooling to a given output size.
+"""Average pooling to a given output size, in 2-D, and 1-D: of images with a single row.
 
     y[n, c, oh, ow] = mean of x[n, c, h, w],
         h in [floor(oh*H/OH), ceil((oh+1)*H/OH)), w in [floor(ow*W/OW), ceil((ow+1)*W/OW))
@@ -18,10 +18,10 @@ from torch import Tensor
 from ._common import (
     accumulator,
     apply,
-    batched,
-    check_pool_input,
+    as_given,
     empty_in,
     empty_nhwc,
+    images,
     index_type,
     layout,
     leave,
@@ -29,14 +29,10 @@ from ._common import (
     op,
     pixel_blocks,
     pixel_tile,
+    public,
 )
 from ._launch import launch
-
-
-@triton.jit
-def _bounds(o, SIZE, OUT):
-    """First and past-the-last pixel of window o; swapped, of the windows that cover a pixel."""
-    return o * SIZE // OUT, ((o + 1) * SIZE + OUT - 1) // OUT
+from ._pool import bounds, check_pool_input, longest, output_size
 
 
 @triton.jit
@@ -45,8 +41,8 @@ def _adaptive_avg_pool2d_fwd_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, oh, ow, c, dst, inside = pixel_tile(pixels, C, OH, OW, INDEX, BLOCK_P, BLOCK_C)
-    from_h, to_h = _bounds(oh, H, OH)
-    from_w, to_w = _bounds(ow, W, OW)
+    from_h, to_h = bounds(tl.cast(oh, INDEX), H, OH)
+    from_w, to_w = bounds(tl.cast(ow, INDEX), W, OW)
     acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for i in range(MOST_H):
         for j in range(MOST_W):
@@ -66,23 +62,18 @@ def _adaptive_avg_pool2d_bwd_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, h, w, c, dst, inside = pixel_tile(pixels, C, H, W, INDEX, BLOCK_P, BLOCK_C)
-    first_oh, last_oh = _bounds(h, OH, H)
-    first_ow, last_ow = _bounds(w, OW, W)
+    first_oh, last_oh = bounds(tl.cast(h, INDEX), OH, H)
+    first_ow, last_ow = bounds(tl.cast(w, INDEX), OW, W)
     acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for i in range(MOST_H):
         for j in range(MOST_W):
             oh, ow = first_oh + i, first_ow + j
             covers = inside & (oh < last_oh) & (ow < last_ow)
-            from_h, to_h = _bounds(oh, H, OH)
-            from_w, to_w = _bounds(ow, W, OW)
+            from_h, to_h = bounds(tl.cast(oh, INDEX), H, OH)
+            from_w, to_w = bounds(tl.cast(ow, INDEX), W, OW)
             dy = tl.load(dy_ptr + (((n * OH + oh) * OW + ow) * C + c), mask=covers, other=0.0)
             acc += dy.to(ACC) / ((to_h - from_h) * (to_w - from_w)).to(ACC)
     tl.store(dx_ptr + dst, acc, mask=inside)
-
-
-def _most(size: int, out: int) -> int:
-    """The longest window when `size` pixels are pooled to `out`."""
-    return size // out if size % out == 0 else size // out + 2
 
 
 def _fake(x, size):
@@ -98,8 +89,8 @@ def _adaptive_avg_pool2d(x, size):
     launch(
         _adaptive_avg_pool2d_fwd_kernel, programs,
         nhwc(x), y, N * OH * OW, C, H, W, OH, OW,
-        _most(H, OH) if OH else 0, _most(W, OW) if OW else 0,
-        accumulator(x.dtype), index_type(x, y), out=y, **blocks,
+        longest(H, OH), longest(W, OW),
+        accumulator(x.dtype), index_type(x, y, most=max(H * OH, W * OW)), out=y, **blocks,
     )  # fmt: skip
     return leave(y, layout(x))
 
@@ -115,8 +106,8 @@ def _adaptive_avg_pool2d_bwd(dy, x_shape, memory_format):
     programs, blocks = pixel_blocks(N * H * W, C)
     launch(
         _adaptive_avg_pool2d_bwd_kernel, programs,
-        nhwc(dy), dx, N * H * W, C, H, W, OH, OW, _most(OH, H), _most(OW, W),
-        accumulator(dy.dtype), index_type(dx, dy), out=dx, **blocks,
+        nhwc(dy), dx, N * H * W, C, H, W, OH, OW, longest(OH, H), longest(OW, W),
+        accumulator(dy.dtype), index_type(dx, dy, most=max(H * OH, W * OW)), out=dx, **blocks,
     )  # fmt: skip
     return leave(dx, memory_format)
 
@@ -143,29 +134,30 @@ class AdaptiveAvgPool2dBackwardFunction(torch.autograd.Function):
         return AdaptiveAvgPool2dFunction.apply(ddx, ctx.size), None, None
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
+@public
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
     """As torch.nn.functional.adaptive_avg_pool2d.
 
     input [N, C, H, W] or [C, H, W] -> [N, C, OH, OW] or [C, OH, OW], in input's memory format.
-    output_size is OH = OW or (OH, OW); None keeps input's size.  float32, float16, bfloat16 or
-    float64.  Raises RuntimeError for shapes and sizes that do not fit, NotImplementedError for
-    other dtypes.
+    output_size is OH = OW or (OH, OW); None in its place keeps input's size.  float32, float16,
+    bfloat16 or float64.  Raises RuntimeError for shapes and sizes that do not fit,
+    NotImplementedError for other dtypes.
     """
-    check_pool_input("adaptive_avg_pool2d", input)
-    sizes = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
-    if not all(n is None or isinstance(n, int | torch.SymInt) for n in sizes):
-        raise TypeError(
-            "adaptive_avg_pool2d: output_size must be an int, None or a tuple of two of them, got "
-            f"{output_size!r}"
-        )
-    if len(sizes) != 2:
-        raise RuntimeError(
-            f"adaptive_avg_pool2d: output_size must have two elements, got {output_size!r}"
-        )
-    size = tuple(
-        given if given is not None else n for given, n in zip(sizes, input.shape[-2:], strict=True)
-    )
-    if min(size) < 0:
-        raise RuntimeError(f"adaptive_avg_pool2d: output_size must be non-negative, got {size}")
-    y = apply("adaptive_avg_pool2d", AdaptiveAvgPool2dFunction, batched(input), size)
-    return y if input.dim() == 4 else y.squeeze(0)
+    return adaptive_avg_pool("adaptive_avg_pool2d", 2, input, output_size)
+
+
+@public
+def adaptive_avg_pool1d(input: Tensor, output_size: int | Sequence[int]) -> Tensor:
+    """As torch.nn.functional.adaptive_avg_pool1d.
+
+    input [N, C, L] or [C, L] -> [N, C, output_size] or [C, output_size].  Otherwise as
+    adaptive_avg_pool2d.
+    """
+    return adaptive_avg_pool("adaptive_avg_pool1d", 1, input, output_size)
+
+
+def adaptive_avg_pool(name, dims, input, size) -> Tensor:
+    check_pool_input(name, dims, input, channels=False)
+    size = output_size(name, dims, input, size)
+    y = apply(name, AdaptiveAvgPool2dFunction, images(input, dims), size)
+    return as_given(y, dims, input)

@@ -1,4 +1,4 @@
-"""Average pooling over 2-D windows.
+"""Average pooling over 2-D windows, and 1-D: those of images with a single row.
 
     y[n, c, oh, ow] = 1/divisor * sum_{kh, kw} x[n, c, oh*SH - PH + kh, ow*SW - PW + kw]
 
@@ -15,12 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import (
-    Size2,
+    Size,
     accumulator,
     apply,
-    batched,
+    as_given,
     empty_in,
     empty_nhwc,
+    images,
     index_type,
     layout,
     leave,
@@ -28,6 +29,7 @@ from ._common import (
     op,
     pixel_blocks,
     pixel_tile,
+    public,
 )
 from ._launch import launch
 from ._pool import SCHEMA as WINDOW_SCHEMA
@@ -151,11 +153,12 @@ class AvgPool2dBackwardFunction(torch.autograd.Function):
         return AvgPool2dFunction.apply(ddx, ctx.geometry), None, None, None
 
 
+@public
 def avg_pool2d(
     input: Tensor,
-    kernel_size: Size2,
-    stride: Size2 | None = None,
-    padding: Size2 = 0,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -166,11 +169,38 @@ def avg_pool2d(
     float32, float16, bfloat16 or float64.  Raises RuntimeError for shapes and options that do not
     fit, NotImplementedError for other dtypes.
     """
-    w = window("avg_pool2d", input, kernel_size, stride, padding, 1, ceil_mode)
     if divisor_override == 0:
         raise RuntimeError(
             "avg_pool2d: divisor_override must not be zero; pass None for the window"
         )
-    geometry = (*w, bool(count_include_pad), divisor_override)
-    y = apply("avg_pool2d", AvgPool2dFunction, batched(input), geometry)
-    return y if input.dim() == 4 else y.squeeze(0)
+    return avg_pool(
+        "avg_pool2d", 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad,
+        divisor_override,
+    )  # fmt: skip
+
+
+@public
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """As torch.nn.functional.avg_pool1d.
+
+    input [N, C, L] or [C, L] -> [N, C, OL] or [C, OL].  Otherwise as avg_pool2d.
+    """
+    return avg_pool(
+        "avg_pool1d", 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad
+    )
+
+
+def avg_pool(
+    name, dims, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor=None
+) -> Tensor:
+    w = window(name, dims, input, kernel_size, stride, padding, 1, ceil_mode).of_images()
+    geometry = (*w, bool(count_include_pad), divisor)
+    y = apply(name, AvgPool2dFunction, images(input, dims), geometry)
+    return as_given(y, dims, input)

@@ -11,20 +11,11 @@ in conv/: convolution, dgrad and wgrad are each other's derivatives.
 import torch
 from torch import Tensor
 
-from ._common import (
-    Size2,
-    apply,
-    autocast,
-    batched,
-    check_tensor,
-    layout,
-    pair,
-    require_at_least,
-)
+from ._common import Size, apply, as_given, layout, public
+from ._conv import check_channels, check_kernel, geometry, operands
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad
 from .conv.forward import conv2d_forward
-from .conv.geometry import Geometry
 from .conv.wgrad import conv2d_wgrad
 
 
@@ -101,13 +92,14 @@ class Conv2dDbiasFunction(torch.autograd.Function):
         return ddb[None, :, None, None].expand(ctx.shape)
 
 
+@public
 def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Size2 = 1,
-    padding: Size2 | str = 0,
-    dilation: Size2 = 1,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
     groups: int = 1,
 ) -> Tensor:
     """As torch.nn.functional.conv2d.
@@ -118,74 +110,24 @@ def conv2d(
     may be 'valid' or, at stride 1, 'same'.  Raises RuntimeError for shapes, dtypes or options that
     do not fit, NotImplementedError for other dtypes.
     """
-    check_tensor("conv2d", "input", input, (3, 4))
-    check_tensor("conv2d", "weight", weight, (4,))
-    if bias is not None:
-        check_tensor("conv2d", "bias", bias, (1,))
-    x, w, bias = autocast(input, weight, bias)
-    geometry = _geometry(x, w, stride, padding, dilation, groups)
-    _check(x, w, bias, geometry)
-    y = apply("conv2d", Conv2dFunction, batched(x), w, bias, geometry)
-    return y if x.dim() == 4 else y.squeeze(0)
+    return convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
-def _geometry(x, w, stride, padding, dilation, groups) -> Geometry:
-    stride, dilation = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
-    require_at_least("conv2d", "stride", stride, 1)
-    require_at_least("conv2d", "dilation", dilation, 1)
-    require_at_least("conv2d", "groups", (groups,), 1)
-    if not isinstance(padding, str):
-        before = after = pair("conv2d", "padding", padding)
-        require_at_least("conv2d", "padding", before, 0)
-    elif padding == "valid":
-        before = after = (0, 0)
-    elif padding == "same":
-        if stride != (1, 1):
-            raise RuntimeError(
-                f"conv2d: padding='same' is not supported for strided convolutions, got stride "
-                f"{stride}; pass the padding as numbers"
-            )
-        total = [d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
-        before = tuple(t // 2 for t in total)
-        after = tuple(t - b for t, b in zip(total, before, strict=True))
+def convolution(name, dims, input, weight, bias, stride, padding, dilation, groups) -> Tensor:
+    """conv1d or conv2d, by the number of spatial axes."""
+    given = operands(name, dims, input, weight, bias)
+    g = geometry(name, weight.shape[2:], stride, padding, dilation, groups)
+    check_channels(name, given, weight.shape[1] * groups, weight.shape[0], groups)
+    check_kernel(name, given, g)
+    x, w, b = given.as_images(dims)
+    if x.shape[1] == 0:
+        y = _nothing(x, w, b, g.of_images())
     else:
-        raise RuntimeError(f"conv2d: padding must be 'same', 'valid' or ints, got {padding!r}")
-    return Geometry(stride, before, after, dilation, groups)
+        y = apply(name, Conv2dFunction, x, w, b, g.of_images())
+    return as_given(y, dims, input)
 
 
-def _check(x, w, bias, g: Geometry) -> None:
-    C, (CO, CG, KH, KW) = x.shape[-3], w.shape
-    tensors = {"input": x, "weight": w} | ({} if bias is None else {"bias": bias})
-    if (
-        len({t.dtype for t in tensors.values()}) > 1
-        or len({t.device for t in tensors.values()}) > 1
-    ):
-        got = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in tensors.items())
-        raise RuntimeError(
-            f"conv2d: input, weight and bias must have the same dtype and device, got {got}; "
-            "convert with .to()"
-        )
-    if CO % g.groups or CO == 0:
-        raise RuntimeError(
-            f"conv2d: expected weight's first size to be a multiple of groups={g.groups}, got "
-            f"weight {tuple(w.shape)}"
-        )
-    if CG * g.groups != C or C == 0:
-        raise RuntimeError(
-            f"conv2d: given groups={g.groups} and weight {tuple(w.shape)}, expected input to have "
-            f"{CG * g.groups} channels, got {C} in input {tuple(x.shape)}"
-        )
-    if bias is not None and bias.shape[0] != CO:
-        raise RuntimeError(
-            f"conv2d: expected bias of shape ({CO},) for weight {tuple(w.shape)}, got "
-            f"{tuple(bias.shape)}"
-        )
-    for size, k, before, after, d in zip(
-        x.shape[-2:], (KH, KW), g.before, g.after, g.dilation, strict=True
-    ):
-        if k == 0 or size + before + after < d * (k - 1) + 1:
-            raise RuntimeError(
-                f"conv2d: expected a kernel of at least 1 that fits the padded input, got kernel "
-                f"{(KH, KW)} with dilation {g.dilation} for input {tuple(x.shape)} padded by "
-                f"{g.before} before and {g.after} after"
-            )
+def _nothing(x, w, bias, g) -> Tensor:
+    """torch's answer to an input of no channels: an output of none, which all gradients reach."""
+    N, _, OH, OW = g.y_shape(x.shape, w.shape)
+    return x.new_zeros(N, 0, OH, OW) + sum(t.sum() for t in (x, w, bias) if t is not None)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, apply, check_tensor, index_type, op
+from ._common import accumulator, apply, check_tensor, index_type, op, public
 from ._launch import INTERPRETED, INTERPRETED_BLOCK, launch
 
 BLOCK = INTERPRETED_BLOCK if INTERPRETED else 256
@@ -75,6 +75,7 @@ class Corr2dFunction(torch.autograd.Function):
         return dx, dk, None
 
 
+@public
 def corr2d(x: Tensor, k: Tensor) -> Tensor:
     """Cross-correlates two matrices: [H, W], [KH, KW] -> [H - KH + 1, W - KW + 1].
 

@@ -1,4 +1,4 @@
-"""Max pooling over 2-D windows.
+"""Max pooling over 2-D windows, and 1-D: those of images with a single row.
 
     y[n, c, oh, ow] = max_{kh, kw} x[n, c, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW]
 
@@ -14,12 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import (
-    Size2,
+    Size,
     accumulator,
     apply,
-    batched,
+    as_given,
     empty_in,
     empty_nhwc,
+    images,
     index_type,
     layout,
     leave,
@@ -27,6 +28,7 @@ from ._common import (
     op,
     pixel_blocks,
     pixel_tile,
+    public,
 )
 from ._launch import launch
 from ._pool import SCHEMA, Window, covering_window, window
@@ -206,12 +208,13 @@ def _flat_indices(tap: Tensor, w: Window, width: int) -> Tensor:
     return h * width + first_w + kernel % w.size[1] * w.dilation[1]
 
 
+@public
 def max_pool2d(
     input: Tensor,
-    kernel_size: Size2,
-    stride: Size2 | None = None,
-    padding: Size2 = 0,
-    dilation: Size2 = 1,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -222,11 +225,39 @@ def max_pool2d(
     or float64.  Raises RuntimeError for shapes and options that do not fit, NotImplementedError for
     other dtypes.
     """
-    w = window("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
+    return max_pool(
+        "max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+    )
+
+
+@public
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As torch.nn.functional.max_pool1d.
+
+    input [N, C, L] or [C, L] -> [N, C, OL] or [C, OL]; indices are positions along L.  Otherwise as
+    max_pool2d.
+    """
+    return max_pool(
+        "max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+    )
+
+
+def max_pool(
+    name, dims, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+) -> Tensor | tuple[Tensor, Tensor]:
+    w = window(name, dims, input, kernel_size, stride, padding, dilation, ceil_mode).of_images()
+    x = images(input, dims)
     with_tap = return_indices or (torch.is_grad_enabled() and input.requires_grad)
-    y, tap = apply("max_pool2d", MaxPool2dFunction, batched(input), with_tap, w)
-    y = y if input.dim() == 4 else y.squeeze(0)
+    y, tap = apply(name, MaxPool2dFunction, x, with_tap, w)
     if not return_indices:
-        return y
-    indices = leave(_flat_indices(tap, w, input.shape[-1]), layout(batched(input)))
-    return y, indices if input.dim() == 4 else indices.squeeze(0)
+        return as_given(y, dims, input)
+    indices = leave(_flat_indices(tap, w, x.shape[-1]), layout(x))
+    return as_given(y, dims, input), as_given(indices, dims, input)

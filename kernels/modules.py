@@ -7,28 +7,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .adaptive_avg_pool2d import adaptive_avg_pool2d
-from .avg_pool2d import avg_pool2d
+from ._common import no_script
+from .adaptive_avg_pool2d import adaptive_avg_pool1d, adaptive_avg_pool2d
+from .adaptive_max_pool2d import adaptive_max_pool1d, adaptive_max_pool2d
+from .avg_pool2d import avg_pool1d, avg_pool2d
+from .conv1d import conv1d, conv_transpose1d
 from .conv2d import conv2d
-from .max_pool2d import max_pool2d
+from .conv_transpose2d import conv_transpose2d
+from .max_pool2d import max_pool1d, max_pool2d
 
 
-class Conv2d(torch.nn.Conv2d):
-    """As torch.nn.Conv2d, on conv2d's kernels."""
+class _Layer:
+    def __prepare_scriptable__(self) -> None:
+        no_script(type(self).__name__)
 
+
+class _Conv(_Layer):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return self._operator(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
-class MaxPool2d(torch.nn.MaxPool2d):
-    """As torch.nn.MaxPool2d, on max_pool2d's kernels."""
+class _ConvTranspose(_Layer):
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output_padding = self._output_padding(
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            len(self.kernel_size),
+            self.dilation,
+        )
+        return self._operator(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
 
+
+class _MaxPool(_Layer):
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return max_pool2d(
+        return self._operator(
             input,
             self.kernel_size,
             self.stride,
@@ -39,7 +67,81 @@ class MaxPool2d(torch.nn.MaxPool2d):
         )
 
 
-class AvgPool2d(torch.nn.AvgPool2d):
+class Conv1d(_Conv, torch.nn.Conv1d):
+    """As torch.nn.Conv1d, on conv1d's kernels."""
+
+    _operator = staticmethod(conv1d)
+
+
+class Conv2d(_Conv, torch.nn.Conv2d):
+    """As torch.nn.Conv2d, on conv2d's kernels."""
+
+    _operator = staticmethod(conv2d)
+
+
+class ConvTranspose1d(_ConvTranspose, torch.nn.ConvTranspose1d):
+    """As torch.nn.ConvTranspose1d, on conv_transpose1d's kernels."""
+
+    _operator = staticmethod(conv_transpose1d)
+
+
+class ConvTranspose2d(_ConvTranspose, torch.nn.ConvTranspose2d):
+    """As torch.nn.ConvTranspose2d, on conv_transpose2d's kernels."""
+
+    _operator = staticmethod(conv_transpose2d)
+
+
+class LazyConv1d(torch.nn.LazyConv1d, Conv1d):
+    """As torch.nn.LazyConv1d; becomes our Conv1d."""
+
+    cls_to_become = Conv1d
+
+
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
+    """As torch.nn.LazyConv2d; becomes our Conv2d."""
+
+    cls_to_become = Conv2d
+
+
+class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):
+    """As torch.nn.LazyConvTranspose1d; becomes our ConvTranspose1d."""
+
+    cls_to_become = ConvTranspose1d
+
+
+class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):
+    """As torch.nn.LazyConvTranspose2d; becomes our ConvTranspose2d."""
+
+    cls_to_become = ConvTranspose2d
+
+
+class MaxPool1d(_MaxPool, torch.nn.MaxPool1d):
+    """As torch.nn.MaxPool1d, on max_pool1d's kernels."""
+
+    _operator = staticmethod(max_pool1d)
+
+
+class MaxPool2d(_MaxPool, torch.nn.MaxPool2d):
+    """As torch.nn.MaxPool2d, on max_pool2d's kernels."""
+
+    _operator = staticmethod(max_pool2d)
+
+
+class AvgPool1d(_Layer, torch.nn.AvgPool1d):
+    """As torch.nn.AvgPool1d, on avg_pool1d's kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return avg_pool1d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+        )
+
+
+class AvgPool2d(_Layer, torch.nn.AvgPool2d):
     """As torch.nn.AvgPool2d, on avg_pool2d's kernels."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -54,8 +156,29 @@ class AvgPool2d(torch.nn.AvgPool2d):
         )
 
 
-class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
+class AdaptiveAvgPool1d(_Layer, torch.nn.AdaptiveAvgPool1d):
+    """As torch.nn.AdaptiveAvgPool1d, on adaptive_avg_pool1d's kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return adaptive_avg_pool1d(input, self.output_size)
+
+
+class AdaptiveAvgPool2d(_Layer, torch.nn.AdaptiveAvgPool2d):
     """As torch.nn.AdaptiveAvgPool2d, on adaptive_avg_pool2d's kernels."""
 
     def forward(self, input: Tensor) -> Tensor:
         return adaptive_avg_pool2d(input, self.output_size)
+
+
+class AdaptiveMaxPool1d(_Layer, torch.nn.AdaptiveMaxPool1d):
+    """As torch.nn.AdaptiveMaxPool1d, on adaptive_max_pool1d's kernels."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return adaptive_max_pool1d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool2d(_Layer, torch.nn.AdaptiveMaxPool2d):
+    """As torch.nn.AdaptiveMaxPool2d, on adaptive_max_pool2d's kernels."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return adaptive_max_pool2d(input, self.output_size, self.return_indices)

@@ -8,8 +8,9 @@ from torch import nn
 from . import modules
 
 TWINS = {
-    getattr(nn, name): getattr(modules, name)
-    for name in ("Conv2d", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d")
+    getattr(nn, name): value
+    for name, value in vars(modules).items()
+    if isinstance(value, type) and issubclass(value, nn.Module)
 }
 
 

@@ -12,7 +12,8 @@ LAYERS = {
     "kernels/_launch.py": {"_interpreter"},
     "kernels/_common.py": {"_launch"},
     "kernels/_pool.py": {"_common"},
-    "kernels/conv/geometry.py": {"_common"},
+    "kernels/_conv.py": {"_common", "conv"},
+    "kernels/conv/geometry.py": set(),
     "kernels/conv/precision.py": set(),
     "kernels/conv/tiles.py": {"_launch"},
     "kernels/conv/taps.py": set(),
@@ -29,8 +30,10 @@ def allowed(path: str) -> set[str]:
         return FAMILY
     return {
         "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")},
-        "kernels/conv2d.py": OPERATOR | {"conv"},
-        "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/*2d.py")},
+        "kernels/conv2d.py": OPERATOR | {"_conv", "conv"},
+        "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},
+        "kernels/conv1d.py": {"_common", "conv2d", "conv_transpose2d"},
+        "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/*[12]d.py")} | {"_common"},
         "kernels/twins.py": {"modules"},
     }.get(path, OPERATOR)
 

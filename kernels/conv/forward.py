@@ -6,7 +6,6 @@
 A program owns BLOCK_M pixels of y by BLOCK_N output channels of one group.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -64,17 +63,13 @@ def _conv2d_fwd_kernel(
     )
 
 
-def _y_layout(x, w):
-    return layout(x) if layout(x) == torch.channels_last else layout(w)
-
-
 def _fake(x, w, bias, *geometry):
-    return empty_in(Geometry(*geometry).y_shape(x.shape, w.shape), x, _y_layout(x, w))
+    return empty_in(Geometry(*geometry).y_shape(x.shape, w.shape), x, layout(x, w))
 
 
 @op(f"conv2d(Tensor x, Tensor w, Tensor? bias, {SCHEMA}) -> Tensor", _fake)
 def conv2d_forward(x, w, bias, *geometry):
-    memory_format = _y_layout(x, w)
+    memory_format = layout(x, w)
     g = Geometry(*geometry)
     x, w = nhwc(x), nhwc(w)
     y = empty_nhwc(g.y_shape(x.shape, w.shape), x)

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .._common import Pair
+Ints = tuple[int, ...]
 
 
 class Geometry(NamedTuple):
-    """stride, padding before (top, left) and after (bottom, right), dilation; groups."""
+    """stride, padding before (top, left) and after (bottom, right), dilation, by axis; groups."""
 
-    stride: Pair
-    before: Pair
-    after: Pair
-    dilation: Pair
+    stride: Ints
+    before: Ints
+    after: Ints
+    dilation: Ints
     groups: int
 
     def y_shape(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> list[int]:
@@ -23,6 +23,14 @@ class Geometry(NamedTuple):
                 x_shape[2:], w_shape[2:], *self[:4], strict=True
             )
         ]
+
+    def of_images(self) -> "Geometry":
+        """The same for images: those of a single row where it has one axis."""
+        if len(self.stride) == 2:
+            return self
+        return Geometry(
+            (1, *self.stride), (0, *self.before), (0, *self.after), (1, *self.dilation), self.groups
+        )
 
 
 SCHEMA = "int[] stride, int[] before, int[] after, int[] dilation, int groups"

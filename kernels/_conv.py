@@ -1,0 +1,116 @@
+"""What the convolutions share: the checks torch makes, on one spatial axis or two.
+
+A convolution along one axis is one of images with a single row.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ._common import Size, autocast, check_tensor, images, ints, require_at_least
+from .conv.geometry import Geometry
+
+
+class Operands(NamedTuple):
+    """Checked tensors, in autocast's dtype, as the user gave them."""
+
+    x: Tensor
+    w: Tensor
+    bias: Tensor | None
+
+    def as_images(self, dims: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        if dims == 2:
+            return images(self.x, 2), self.w, self.bias
+        # as torch: a transposed signal is copied, for it would pass for a channels_last image
+        return images(self.x.contiguous(), 1), self.w.unsqueeze(-2), self.bias
+
+
+def operands(name: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> Operands:
+    check_tensor(name, "input", input, (dims + 1, dims + 2))
+    check_tensor(name, "weight", weight, (dims + 2,))
+    if bias is not None:
+        check_tensor(name, "bias", bias, (1,))
+    given = Operands(*autocast(input, weight, bias))
+    tensors = {"input": given.x, "weight": given.w} | ({} if bias is None else {"bias": given.bias})
+    if (
+        len({t.dtype for t in tensors.values()}) > 1
+        or len({t.device for t in tensors.values()}) > 1
+    ):
+        got = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in tensors.items())
+        raise RuntimeError(
+            f"{name}: input, weight and bias must have the same dtype and device, got {got}; "
+            "convert with .to()"
+        )
+    return given
+
+
+def check_channels(
+    name: str, given: Operands, in_channels: int, out_channels: int, groups: int
+) -> None:
+    """The channels that weight and groups ask for are those of input and bias."""
+    x, w, bias = given
+    channels = x.shape[1 - w.dim()]
+    if w.shape[0] % groups or w.shape[0] == 0:
+        raise RuntimeError(
+            f"{name}: expected weight's first size to be a multiple of groups={groups}, got "
+            f"weight {tuple(w.shape)}"
+        )
+    if channels != in_channels:
+        raise RuntimeError(
+            f"{name}: given groups={groups} and weight {tuple(w.shape)}, expected input to have "
+            f"{in_channels} channels, got {channels} in input {tuple(x.shape)}"
+        )
+    if bias is not None and bias.shape[0] != out_channels:
+        raise RuntimeError(
+            f"{name}: expected bias of shape ({out_channels},) for weight {tuple(w.shape)}, got "
+            f"{tuple(bias.shape)}"
+        )
+
+
+def check_kernel(name: str, given: Operands, g: Geometry) -> None:
+    """The kernel has taps, the input has pixels, and the one fits into the other."""
+    x, w, _ = given
+    sizes, kernel = x.shape[2 - w.dim() :], w.shape[2:]
+    reach = [d * (k - 1) + 1 for d, k in zip(g.dilation, kernel, strict=True)]
+    padded = [n + b + a for n, b, a in zip(sizes, g.before, g.after, strict=True)]
+    if min(*kernel, *sizes) == 0 or any(r > p for r, p in zip(reach, padded, strict=True)):
+        raise RuntimeError(
+            f"{name}: expected a non-empty input and a kernel of at least 1 that fits it, got "
+            f"kernel {tuple(kernel)} with dilation {g.dilation} for input {tuple(x.shape)} padded "
+            f"by {g.before} before and {g.after} after"
+        )
+
+
+def geometry(
+    name: str,
+    kernel: Sequence[int],
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+) -> Geometry:
+    dims = len(kernel)
+    stride = ints(name, "stride", stride, dims)
+    dilation = ints(name, "dilation", dilation, dims)
+    require_at_least(name, "stride", stride, 1)
+    require_at_least(name, "dilation", dilation, 1)
+    require_at_least(name, "groups", (groups,), 1)
+    if not isinstance(padding, str):
+        before = after = ints(name, "padding", padding, dims)
+        require_at_least(name, "padding", before, 0)
+    elif padding == "valid":
+        before = after = (0,) * dims
+    elif padding == "same":
+        if math.prod(stride) != 1:
+            raise RuntimeError(
+                f"{name}: padding='same' is not supported for strided convolutions, got stride "
+                f"{stride}; pass the padding as numbers"
+            )
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        before = tuple(t // 2 for t in total)
+        after = tuple(t - b for t, b in zip(total, before, strict=True))
+    else:
+        raise RuntimeError(f"{name}: padding must be 'same', 'valid' or ints, got {padding!r}")
+    return Geometry(stride, before, after, dilation, groups)

@@ -1,0 +1,84 @@
+"""2-D transposed convolution: the gradient of conv2d with respect to its input, as an operator.
+
+    y[n, g*COG + o, h, w] = b + sum_{c, kh, kw} x[n, c, ih, iw] * weight[c, o, kh, kw]
+        where h = ih*SH - PH + kh*DH, w = iw*SW - PW + kw*DW, and g is c's group
+
+The kernels are conv2d's own: dgrad computes y, forward and wgrad its gradients.
+"""
+
+from torch import Tensor
+
+from ._common import Size, apply, as_given, ints, layout, public
+from ._conv import check_channels, geometry, operands
+from .conv.geometry import Geometry
+from .conv2d import Conv2dDgradFunction
+
+
+@public
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """As torch.nn.functional.conv_transpose2d.
+
+    input [N, C, H, W] or [C, H, W], weight [C, CO / groups, KH, KW], bias [CO] -> [N, CO, OH, OW]
+    or [CO, OH, OW], with OH = (H - 1)*stride - 2*padding + dilation*(KH - 1) + output_padding + 1,
+    in channels_last if input or weight is.  float32, float16, bfloat16 or float64, all alike.
+    Raises RuntimeError for shapes, dtypes or options that do not fit, NotImplementedError for other
+    dtypes.
+    """
+    return transposed_convolution(
+        "conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups,
+        dilation,
+    )  # fmt: skip
+
+
+def transposed_convolution(
+    name, dims, input, weight, bias, stride, padding, output_padding, groups, dilation
+) -> Tensor:
+    """conv_transpose1d or conv_transpose2d, by the number of spatial axes."""
+    given = operands(name, dims, input, weight, bias)
+    extra = ints(name, "output_padding", output_padding, dims)
+    g = geometry(
+        name, weight.shape[2:], stride, ints(name, "padding", padding, dims), dilation, groups
+    )
+    check_channels(name, given, weight.shape[0], weight.shape[1] * groups, groups)
+    sizes = _output_sizes(name, given.x, given.w, g, extra)
+    # the convolution that leads back to x reads so much less at the end
+    g = g._replace(after=tuple(p - e for p, e in zip(g.before, extra, strict=True))).of_images()
+
+    x, w, b = given.as_images(dims)
+    shape = (x.shape[0], weight.shape[1] * groups, *(1,) * (2 - dims), *sizes)
+    y = apply(name, Conv2dDgradFunction, x, w, b, shape, layout(x, w), g)
+    return as_given(y, dims, input)
+
+
+def _output_sizes(name, x, w, g: Geometry, extra: tuple[int, ...]) -> list[int]:
+    if any(not 0 <= e < max(s, d) for e, s, d in zip(extra, g.stride, g.dilation, strict=True)):
+        raise RuntimeError(
+            f"{name}: output_padding must be non-negative and smaller than either stride or "
+            f"dilation, got {extra} for stride {g.stride} and dilation {g.dilation}"
+        )
+    if 0 in w.shape or 0 in x.shape[2 - w.dim() :]:
+        raise RuntimeError(
+            f"{name}: input and weight must not be empty but for the batch, got input "
+            f"{tuple(x.shape)} and weight {tuple(w.shape)}"
+        )
+    sizes = [
+        (n - 1) * s - 2 * p + d * (k - 1) + e + 1
+        for n, s, p, d, k, e in zip(
+            x.shape[2 - w.dim() :], g.stride, g.before, g.dilation, w.shape[2:], extra, strict=True
+        )
+    ]
+    if min(sizes) < 1:
+        raise RuntimeError(
+            f"{name}: output would be empty: size {tuple(sizes)} for input {tuple(x.shape)} and "
+            f"kernel {tuple(w.shape[2:])} with padding {g.before}; reduce the padding"
+        )
+    return sizes
