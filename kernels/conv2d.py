@@ -21,12 +21,12 @@ from .conv.wgrad import conv2d_wgrad
 
 class Conv2dFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, bias, geometry):
+    def forward(ctx, x, w, bias, memory_format, geometry):
         needs_dx, needs_dw = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if needs_dw else None, w if needs_dx else None)
         ctx.x_like, ctx.w_like = (x.shape, layout(x)), (w.shape, layout(w))
         ctx.geometry = geometry
-        return conv2d_forward(x, w, bias, *geometry)
+        return conv2d_forward(x, w, bias, memory_format, *geometry)
 
     @staticmethod
     def backward(ctx, dy):
@@ -38,7 +38,7 @@ class Conv2dFunction(torch.autograd.Function):
             dw = Conv2dWgradFunction.apply(dy, x, *ctx.w_like, ctx.geometry)
         if ctx.needs_input_grad[2]:
             db = Conv2dDbiasFunction.apply(dy)
-        return dx, dw, db, None
+        return dx, dw, db, None, None
 
 
 class Conv2dDgradFunction(torch.autograd.Function):
@@ -46,7 +46,7 @@ class Conv2dDgradFunction(torch.autograd.Function):
     def forward(ctx, dy, w, bias, x_shape, memory_format, geometry):
         needs_ddy, needs_dw = ctx.needs_input_grad[:2]
         ctx.save_for_backward(dy if needs_dw else None, w if needs_ddy else None)
-        ctx.w_like = w.shape, layout(w)
+        ctx.dy_format, ctx.w_like = layout(dy), (w.shape, layout(w))
         ctx.geometry = geometry
         return conv2d_dgrad(dy, w, bias, x_shape, memory_format, *geometry)
 
@@ -55,7 +55,7 @@ class Conv2dDgradFunction(torch.autograd.Function):
         dy, w = ctx.saved_tensors
         ddy = dw = db = None
         if ctx.needs_input_grad[0]:
-            ddy = Conv2dFunction.apply(ddx, w, None, ctx.geometry)
+            ddy = Conv2dFunction.apply(ddx, w, None, ctx.dy_format, ctx.geometry)
         if ctx.needs_input_grad[1]:
             dw = Conv2dWgradFunction.apply(dy, ddx, *ctx.w_like, ctx.geometry)
         if ctx.needs_input_grad[2]:
@@ -66,7 +66,9 @@ class Conv2dDgradFunction(torch.autograd.Function):
 class Conv2dWgradFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, dy, x, w_shape, memory_format, geometry):
-        ctx.save_for_backward(dy, x)
+        needs_ddy, needs_dx = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(dy if needs_dx else None, x if needs_ddy else None)
+        ctx.dy_format, ctx.x_like = layout(dy), (x.shape, layout(x))
         ctx.geometry = geometry
         return conv2d_wgrad(dy, x, w_shape, memory_format, *geometry)
 
@@ -75,9 +77,9 @@ class Conv2dWgradFunction(torch.autograd.Function):
         dy, x = ctx.saved_tensors
         ddy = dx = None
         if ctx.needs_input_grad[0]:
-            ddy = Conv2dFunction.apply(x, ddw, None, ctx.geometry)
+            ddy = Conv2dFunction.apply(x, ddw, None, ctx.dy_format, ctx.geometry)
         if ctx.needs_input_grad[1]:
-            dx = Conv2dDgradFunction.apply(dy, ddw, None, x.shape, layout(x), ctx.geometry)
+            dx = Conv2dDgradFunction.apply(dy, ddw, None, *ctx.x_like, ctx.geometry)
         return ddy, dx, None, None, None
 
 
@@ -123,7 +125,7 @@ def convolution(name, dims, input, weight, bias, stride, padding, dilation, grou
     if x.shape[1] == 0:
         y = _nothing(x, w, b, g.of_images())
     else:
-        y = apply(name, Conv2dFunction, x, w, b, g.of_images())
+        y = apply(name, Conv2dFunction, x, w, b, layout(x, w), g.of_images())
     return as_given(y, dims, input)
 
 

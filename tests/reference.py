@@ -2,15 +2,50 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+import tritonconv
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def integers(*shape: int, most: int = 2, **options) -> Tensor:
     """Small integers: their sums of products are exact in every dtype, whatever the order."""
     return torch.randint(-most, most + 1, shape).to(**options)
+
+
+class Case(NamedTuple):
+    """A call of an operator: the shapes of its tensors (input, weight, bias), and its options."""
+
+    operator: str
+    shapes: tuple[tuple[int, ...], ...]
+    options: dict[str, Any]
+
+    def tensors(
+        self, device: str, dtype=torch.float64, make: Callable = torch.randn
+    ) -> list[Tensor]:
+        return [make(*shape).to(device, dtype) for shape in self.shapes]
+
+    def ours(self, *tensors: Tensor) -> Tensor:
+        return getattr(tritonconv, self.operator)(*tensors, **self.options)
+
+    def theirs(self, *tensors: Tensor) -> Tensor:
+        return getattr(F, self.operator)(*tensors, **self.options)
+
+    def expected(self, given: list[Tensor], dy: Tensor | None = None) -> list[Tensor]:
+        """torch's output and gradients in float64."""
+        dy = None if dy is None else dy.cpu().double()
+        return forward_backward(self.theirs, *in_float64(given), dy=dy)
+
+    @property
+    def reduced(self) -> int:
+        """The most products in a sum: over a window's inputs, or over the pixels for a weight."""
+        x, *w = self.shapes
+        pixels = math.prod(x) // max(x[-len(w[0]) + 1], 1) if w else 16
+        taps = math.prod(w[0]) // max(min(w[0][:2]), 1) if w else 16
+        return max(pixels, taps)
 
 
 def forward_backward(

@@ -14,7 +14,6 @@ from .._common import (
     empty_in,
     empty_nhwc,
     index_type,
-    layout,
     leave,
     nhwc,
     op,
@@ -63,13 +62,15 @@ def _conv2d_fwd_kernel(
     )
 
 
-def _fake(x, w, bias, *geometry):
-    return empty_in(Geometry(*geometry).y_shape(x.shape, w.shape), x, layout(x, w))
+def _fake(x, w, bias, memory_format, *geometry):
+    return empty_in(Geometry(*geometry).y_shape(x.shape, w.shape), x, memory_format)
 
 
-@op(f"conv2d(Tensor x, Tensor w, Tensor? bias, {SCHEMA}) -> Tensor", _fake)
-def conv2d_forward(x, w, bias, *geometry):
-    memory_format = layout(x, w)
+@op(
+    f"conv2d(Tensor x, Tensor w, Tensor? bias, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    _fake,
+)
+def conv2d_forward(x, w, bias, memory_format, *geometry):
     g = Geometry(*geometry)
     x, w = nhwc(x), nhwc(w)
     y = empty_nhwc(g.y_shape(x.shape, w.shape), x)

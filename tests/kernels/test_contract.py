@@ -45,7 +45,7 @@ def raw_ops(device):
     pool = ([3, 3], [2, 2], [1, 1], [1, 1], False)
     dp, tap = torch.randn(2, 4, 4, 3, device=device), ops.max_pool2d(x, True, *pool)[1]
     return {
-        "conv2d": (x.to(memory_format=last), w, b, *conv),
+        "conv2d": (x.to(memory_format=last), w, b, last, *conv),
         "conv2d_dgrad": (dy, w, torch.randn(4, device=device), list(x.shape), last, *conv),
         "conv2d_wgrad": (dy, x, list(w.shape), first, *conv),
         "conv2d_dbias": (dy,),

@@ -2,11 +2,11 @@ import pytest
 import torch
 import tritonconv
 from reference import (
+    Case,
     Dispatched,
     assert_close,
     assert_equal,
     forward_backward,
-    in_float64,
     integers,
 )
 from torch.nn import functional as F
@@ -14,8 +14,13 @@ from tritonconv import _common, conv2d
 from tritonconv.conv import tiles
 from tritonconv.conv.precision import input_precision
 
-# name and reason, input shape, weight shape, options
-CASES = {
+
+def conv2d_case(x_shape, w_shape, **options) -> Case:
+    return Case("conv2d", (x_shape, w_shape, w_shape[:1]), options)
+
+
+# name and reason: input shape, weight shape, options
+GEOMETRIES = {
     "plain": ((2, 3, 7, 6), (5, 3, 3, 3), {}),
     "padded": ((2, 3, 7, 6), (5, 3, 3, 3), {"padding": 1}),
     "even size at stride 2": ((2, 3, 8, 8), (5, 3, 3, 3), {"padding": 1, "stride": 2}),
@@ -54,6 +59,7 @@ CASES = {
     "same, dilated even kernel": ((1, 2, 7, 8), (3, 2, 4, 2), {"padding": "same", "dilation": 3}),
     "valid": ((1, 2, 5, 6), (3, 2, 3, 3), {"padding": "valid"}),
 }  # fmt: skip
+CASES = {name: conv2d_case(x, w, **options) for name, (x, w, options) in GEOMETRIES.items()}
 DENSE = (
     "padded",
     "asymmetric everything",
@@ -63,31 +69,12 @@ DENSE = (
 )
 
 
-def tensors(x_shape, w_shape, device, dtype=torch.float64, make=torch.randn):
-    made = [make(*shape).to(device, dtype) for shape in (x_shape, w_shape, w_shape[:1])]
-    return made
-
-
-def torch_float64(given, options, dy=None):
-    return forward_backward(
-        lambda x, w, b: F.conv2d(x, w, b, **options),
-        *in_float64(given),
-        dy=None if dy is None else dy.cpu().double(),
-    )
-
-
-def reduced(x_shape, w_shape):
-    """The longest sum: over a window's inputs, or over the outputs for dw."""
-    return max(w_shape[1] * w_shape[2] * w_shape[3], x_shape[0] * x_shape[2] * x_shape[3])
-
-
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch's
 @pytest.mark.parametrize("name", CASES)
 def test_conv2d_equals_torch(name, device):
-    x_shape, w_shape, options = CASES[name]
-    given = tensors(x_shape, w_shape, device)
-    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given)
-    assert_close(ours, torch_float64(given, options), reduced(x_shape, w_shape))
+    case = CASES[name]
+    given = case.tensors(device)
+    assert_close(forward_backward(case.ours, *given), case.expected(given), case.reduced)
 
 
 @pytest.mark.parametrize(
@@ -103,29 +90,26 @@ def test_conv2d_equals_torch(name, device):
 @pytest.mark.parametrize("name", DENSE)
 def test_conv2d_rounds_once(name, dtype, precision, device):
     torch.backends.cudnn.conv.fp32_precision = precision  # ieee_float32 puts it back
-    x_shape, w_shape, options = CASES[name]
-    given = tensors(x_shape, w_shape, device, dtype)
-    dy = torch.randn(conv2d(*given, **options).shape).to(device, dtype)
-    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given, dy=dy)
-    expected = torch_float64(given, options, dy)
+    case = CASES[name]
+    given = case.tensors(device, dtype)
+    dy = torch.randn(case.ours(*given).shape).to(device, dtype)
+    ours = forward_backward(case.ours, *given, dy=dy)
     operand_eps = 2**-10 if precision == "tf32" else 0.0
-    assert_close(ours, expected, reduced(x_shape, w_shape), operand_eps)
+    assert_close(ours, case.expected(given, dy), case.reduced, operand_eps)
     assert all(t.dtype == dtype for t in ours)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", DENSE)
 def test_conv2d_of_integers_is_exact(name, dtype, device):
-    x_shape, w_shape, options = CASES[name]
-    given = tensors(x_shape, w_shape, device, dtype, integers)
-    y = conv2d(*given, **options)
+    case = CASES[name]
+    given = case.tensors(device, dtype, integers)
+    y = case.ours(*given)
     dy = integers(*y.shape, most=1).to(y)
-    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given, dy=dy)
+    expected = case.expected(given, dy)
     if dtype == torch.bfloat16:  # 8 bits hold integers to 256: larger sums round
-        expected = [t.to(dtype) for t in torch_float64(given, options, dy)]
-    else:
-        expected = torch_float64(given, options, dy)
-    assert_equal(ours, expected)
+        expected = [t.to(dtype) for t in expected]
+    assert_equal(forward_backward(case.ours, *given, dy=dy), expected)
 
 
 EVERY_TILE = sorted(
@@ -142,38 +126,36 @@ DTYPES = {2: torch.float16, 4: torch.float32, 8: torch.float64}
 @pytest.mark.parametrize(("size", "tile"), EVERY_TILE, ids=str)
 @pytest.mark.parametrize("name", ["stride 1", "stride 2, few channels", "two groups"])
 def test_conv2d_is_exact_with_every_tile(name, size, tile, device, monkeypatch):
-    x_shape, w_shape, options = {
-        "stride 1": ((2, 33, 9, 10), (40, 33, 3, 3), {"padding": 1}),
-        "stride 2, few channels": ((3, 3, 11, 12), (17, 3, 5, 5), {"padding": 2, "stride": 2}),
-        "two groups": ((1, 34, 6, 6), (36, 17, 3, 3), {"padding": 1, "groups": 2}),
+    case = {
+        "stride 1": conv2d_case((2, 33, 9, 10), (40, 33, 3, 3), padding=1),
+        "stride 2, few channels": conv2d_case((3, 3, 11, 12), (17, 3, 5, 5), padding=2, stride=2),
+        "two groups": conv2d_case((1, 34, 6, 6), (36, 17, 3, 3), padding=1, groups=2),
     }[name]
-    given = tensors(x_shape, w_shape, device, DTYPES[size], integers)
+    given = case.tensors(device, DTYPES[size], integers)
     monkeypatch.setattr(tiles, "choose", lambda *problem: tile)
     monkeypatch.setattr(tiles, "splits", lambda programs, steps: min(steps, 3))
-    y = conv2d(*given, **options)
+    y = case.ours(*given)
     dy = integers(*y.shape, most=1).to(y)
-    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given, dy=dy)
-    assert_equal(ours, torch_float64(given, options, dy))
+    assert_equal(forward_backward(case.ours, *given, dy=dy), case.expected(given, dy))
 
 
 @pytest.mark.parametrize("splits", [1, 2, 5, 100])
 def test_conv2d_gradients_do_not_depend_on_splits(splits, device, monkeypatch):
-    given = tensors((5, 3, 9, 9), (4, 3, 3, 3), device, torch.float32, integers)
+    case = conv2d_case((5, 3, 9, 9), (4, 3, 3, 3), padding=1)
+    given = case.tensors(device, torch.float32, integers)
     small = tiles.Tile(16, 16, 16, 4, 2)
     monkeypatch.setattr(tiles, "choose", lambda *problem: small)
     monkeypatch.setattr(tiles, "splits", lambda programs, steps: min(splits, steps))
     dy = integers(5, 4, 9, 9)
-    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, padding=1), *given, dy=dy)
-    assert_equal(ours, torch_float64(given, {"padding": 1}, dy))
+    assert_equal(forward_backward(case.ours, *given, dy=dy), case.expected(given, dy))
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_conv2d_with_64_bit_offsets(name, device, monkeypatch):
     monkeypatch.setattr(_common, "WIDE_FROM", 0)
-    x_shape, w_shape, options = CASES[name]
-    given = tensors(x_shape, w_shape, device)
-    ours = forward_backward(lambda x, w, b: conv2d(x, w, b, **options), *given)
-    assert_close(ours, torch_float64(given, options), reduced(x_shape, w_shape))
+    case = CASES[name]
+    given = case.tensors(device)
+    assert_close(forward_backward(case.ours, *given), case.expected(given), case.reduced)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -240,6 +222,7 @@ def test_conv2d_output_views_as_rows(channels, device):
     assert y.stride() == (1, 1, 1, 1)
 
 
+SMALL = conv2d_case((2, 3, 6, 6), (4, 3, 3, 3))
 STRIDED = {
     "every second pixel": lambda t: torch.cat([t, t], -1)[..., ::2].copy_(t),
     "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
@@ -252,30 +235,30 @@ STRIDED = {
 
 @pytest.mark.parametrize("strided", STRIDED.values(), ids=STRIDED)
 def test_conv2d_accepts_any_strides(strided, device):
-    x, w, b = tensors((2, 3, 6, 6), (4, 3, 3, 3), device)
+    x, w, b = SMALL.tensors(device)
     dy = torch.randn(2, 4, 4, 4, dtype=torch.float64, device=device)
-    expected = torch_float64([x, w, b], {}, dy)
+    expected = SMALL.expected([x, w, b], dy)
     bias = torch.stack([b, b], 1)[:, 0]
     ours = forward_backward(conv2d, strided(x), strided(w), bias, dy=strided(dy))
     assert_close(ours, expected, 144)
 
 
 def test_conv2d_accepts_an_expanded_gradient(device):
-    given = tensors((2, 3, 6, 6), (4, 3, 3, 3), device)
+    given = SMALL.tensors(device)
     dy = torch.ones((), dtype=torch.float64, device=device).expand(2, 4, 4, 4)
-    assert_close(forward_backward(conv2d, *given, dy=dy), torch_float64(given, {}, dy), 144)
+    assert_close(forward_backward(conv2d, *given, dy=dy), SMALL.expected(given, dy), 144)
 
 
 def test_conv2d_takes_one_image(device):
-    given = tensors((1, 3, 6, 6), (4, 3, 3, 3), device)
+    given = SMALL.tensors(device)
     given[0] = given[0][0]
     ours = forward_backward(conv2d, *given)
     assert ours[0].shape == (4, 4, 4)
-    assert_close(ours, torch_float64(given, {}), 36)
+    assert_close(ours, SMALL.expected(given), 36)
 
 
 def test_conv2d_takes_an_empty_batch(device):
-    x, w, b = tensors((0, 3, 6, 6), (4, 3, 3, 3), device)
+    x, w, b = conv2d_case((0, 3, 6, 6), (4, 3, 3, 3)).tensors(device)
     y, dx, dw, db = forward_backward(conv2d, x, w, b)
     assert y.shape == (0, 4, 4, 4)
     assert dx.shape == x.shape
@@ -294,7 +277,7 @@ def test_conv2d_takes_an_empty_batch(device):
     ],
 )
 def test_conv2d_computes_only_needed_gradients(needed, ops, device):
-    given = dict(zip("xwb", tensors((1, 2, 4, 4), (3, 2, 3, 3), device), strict=True))
+    given = dict(zip("xwb", conv2d_case((1, 2, 4, 4), (3, 2, 3, 3)).tensors(device), strict=True))
     for name in needed:
         given[name].requires_grad_()
     with Dispatched() as dispatched:
@@ -306,13 +289,13 @@ def test_conv2d_computes_only_needed_gradients(needed, ops, device):
 
 
 def test_conv2d_repeats_bit_for_bit(device):
-    given = tensors((4, 20, 9, 9), (24, 20, 3, 3), device, torch.float32)
+    given = conv2d_case((4, 20, 9, 9), (24, 20, 3, 3)).tensors(device, torch.float32)
     first, second = forward_backward(conv2d, *given), forward_backward(conv2d, *given)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_conv2d_notices_an_edited_input(device):
-    x, w, b = tensors((1, 2, 4, 4), (3, 2, 3, 3), device)
+    x, w, b = conv2d_case((1, 2, 4, 4), (3, 2, 3, 3)).tensors(device)
     y = conv2d(x, w.requires_grad_(), b)
     x.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -321,7 +304,7 @@ def test_conv2d_notices_an_edited_input(device):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_conv2d_under_autocast(dtype, device):
-    x, w, b = tensors((1, 2, 4, 4), (3, 2, 3, 3), device, torch.float32)
+    x, w, b = conv2d_case((1, 2, 4, 4), (3, 2, 3, 3)).tensors(device, torch.float32)
     w.requires_grad_()
     with torch.autocast(device, dtype):
         y = conv2d(x, w, b)
@@ -347,7 +330,7 @@ def test_conv2d_obeys_torchs_tf32_switch(precision, dtype, expected):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward_ad
 def test_conv2d_refuses_transforms_by_name(device):
-    x, w, _ = tensors((2, 2, 4, 4), (3, 2, 3, 3), device)
+    x, w, _ = conv2d_case((2, 2, 4, 4), (3, 2, 3, 3)).tensors(device)
     with pytest.raises(NotImplementedError, match=r"conv2d: torch\.func transforms"):
         torch.func.vmap(lambda one: conv2d(one, w))(x)
     with torch.autograd.forward_ad.dual_level():

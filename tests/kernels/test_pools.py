@@ -1,140 +1,183 @@
-"""max_pool2d, avg_pool2d, adaptive_avg_pool2d: one contract, so one file of tests."""
+"""The pools, maximum and average, by window and adaptive, 1-D and 2-D: one contract, one file."""
 
 import pytest
 import torch
-from reference import Dispatched, assert_close, assert_equal, forward_backward, in_float64
+import tritonconv
+from reference import Case, Dispatched, assert_close, assert_equal, forward_backward
 from torch.nn import functional as F
-from tritonconv import _common, adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from tritonconv import _common, max_pool2d
 
-THEIRS = {
-    max_pool2d: F.max_pool2d,
-    avg_pool2d: F.avg_pool2d,
-    adaptive_avg_pool2d: F.adaptive_avg_pool2d,
-}
-# name and reason, operator, options, input shape
-CASES = {
-    "max 2": (max_pool2d, {"kernel_size": 2}, (2, 3, 6, 8)),
-    "max 2, odd size": (max_pool2d, {"kernel_size": 2}, (2, 3, 7, 5)),
-    "max 3 s2, overlapping": (max_pool2d, {"kernel_size": 3, "stride": 2}, (2, 3, 9, 8)),
-    "max 3 s2 p1": (max_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 8, 8)),
-    "max 3 s1": (max_pool2d, {"kernel_size": 3, "stride": 1, "padding": 1}, (1, 5, 5, 6)),
+# name and reason: operator, options, input shape
+CALLS = {
+    "max 2": ("max_pool2d", {"kernel_size": 2}, (2, 3, 6, 8)),
+    "max 2, odd size": ("max_pool2d", {"kernel_size": 2}, (2, 3, 7, 5)),
+    "max 3 s2, overlapping": ("max_pool2d", {"kernel_size": 3, "stride": 2}, (2, 3, 9, 8)),
+    "max 3 s2 p1": ("max_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 8, 8)),
+    "max 3 s1": ("max_pool2d", {"kernel_size": 3, "stride": 1, "padding": 1}, (1, 5, 5, 6)),
     "max asymmetric": (
-        max_pool2d,
+        "max_pool2d",
         {"kernel_size": (3, 2), "stride": (1, 3), "padding": (1, 0)},
         (2, 3, 6, 11),
     ),
-    "max stride beyond the window": (max_pool2d, {"kernel_size": 2, "stride": 3}, (1, 3, 8, 8)),
-    "max dilated": (max_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 2}, (1, 3, 9, 9)),
-    "max ceil": (max_pool2d, {"kernel_size": 3, "stride": 2, "ceil_mode": True}, (1, 3, 8, 6)),
+    "max stride beyond the window": ("max_pool2d", {"kernel_size": 2, "stride": 3}, (1, 3, 8, 8)),
+    "max dilated": ("max_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 2}, (1, 3, 9, 9)),
+    "max ceil": ("max_pool2d", {"kernel_size": 3, "stride": 2, "ceil_mode": True}, (1, 3, 8, 6)),
     "max ceil drops a window that starts in the padding": (
-        max_pool2d,
+        "max_pool2d",
         {"kernel_size": 2, "stride": 3, "padding": 1, "ceil_mode": True},
         (1, 2, 5, 8),
     ),
-    "max of 256 taps: their numbers no longer fit a byte": (max_pool2d, {"kernel_size": 16}, (1, 2, 17, 18)),
-    "max over many channels": (max_pool2d, {"kernel_size": 2}, (1, 130, 4, 4)),
-    "avg 2": (avg_pool2d, {"kernel_size": 2}, (2, 3, 6, 8)),
-    "avg 3 s2 p1": (avg_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 8, 7)),
+    "max of 256 taps: their numbers no longer fit a byte": ("max_pool2d", {"kernel_size": 16}, (1, 2, 17, 18)),
+    "max over many channels": ("max_pool2d", {"kernel_size": 2}, (1, 130, 4, 4)),
+    "avg 2": ("avg_pool2d", {"kernel_size": 2}, (2, 3, 6, 8)),
+    "avg 3 s2 p1": ("avg_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 8, 7)),
     "avg without padding": (
-        avg_pool2d,
+        "avg_pool2d",
         {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False},
         (2, 3, 8, 7),
     ),
-    "avg ceil": (avg_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}, (1, 3, 8, 6)),
+    "avg ceil": ("avg_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}, (1, 3, 8, 6)),
     "avg ceil without padding": (
-        avg_pool2d,
+        "avg_pool2d",
         {"kernel_size": (2, 3), "stride": (3, 2), "padding": 1, "ceil_mode": True, "count_include_pad": False},
         (1, 3, 8, 6),
     ),
-    "avg divisor": (avg_pool2d, {"kernel_size": 3, "divisor_override": 5}, (1, 3, 8, 6)),
-    "avg negative divisor": (avg_pool2d, {"kernel_size": 2, "divisor_override": -3}, (1, 3, 4, 6)),
-    "adaptive, global": (adaptive_avg_pool2d, {"output_size": 1}, (2, 3, 7, 7)),
-    "adaptive, divisible": (adaptive_avg_pool2d, {"output_size": (2, 4)}, (2, 3, 6, 8)),
-    "adaptive, overlapping": (adaptive_avg_pool2d, {"output_size": (5, 3)}, (2, 3, 7, 8)),
-    "adaptive, larger than the input": (adaptive_avg_pool2d, {"output_size": (9, 5)}, (1, 3, 4, 3)),
-    "adaptive, None keeps": (adaptive_avg_pool2d, {"output_size": (None, 2)}, (1, 3, 4, 5)),
+    "avg divisor": ("avg_pool2d", {"kernel_size": 3, "divisor_override": 5}, (1, 3, 8, 6)),
+    "avg negative divisor": ("avg_pool2d", {"kernel_size": 2, "divisor_override": -3}, (1, 3, 4, 6)),
+    "adaptive, global": ("adaptive_avg_pool2d", {"output_size": 1}, (2, 3, 7, 7)),
+    "adaptive, divisible": ("adaptive_avg_pool2d", {"output_size": (2, 4)}, (2, 3, 6, 8)),
+    "adaptive, overlapping": ("adaptive_avg_pool2d", {"output_size": (5, 3)}, (2, 3, 7, 8)),
+    "adaptive, larger than the input": ("adaptive_avg_pool2d", {"output_size": (9, 5)}, (1, 3, 4, 3)),
+    "adaptive, None keeps": ("adaptive_avg_pool2d", {"output_size": (None, 2)}, (1, 3, 4, 5)),
+    "1d max": ("max_pool1d", {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 8)),
+    "1d max ceil, dilated": (
+        "max_pool1d",
+        {"kernel_size": (3,), "stride": (2,), "dilation": 2, "padding": 1, "ceil_mode": True},
+        (2, 3, 10),
+    ),
+    "1d avg": ("avg_pool1d", {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 8)),
+    "1d avg ceil without padding": (
+        "avg_pool1d",
+        {"kernel_size": (4,), "stride": 3, "padding": 2, "ceil_mode": True, "count_include_pad": False},
+        (2, 3, 9),
+    ),
+    "1d adaptive avg": ("adaptive_avg_pool1d", {"output_size": 3}, (2, 3, 8)),
+    "1d adaptive avg, larger than the input": ("adaptive_avg_pool1d", {"output_size": (9,)}, (2, 3, 4)),
+    "1d adaptive max": ("adaptive_max_pool1d", {"output_size": (3,)}, (2, 3, 8)),
+    "adaptive max, global": ("adaptive_max_pool2d", {"output_size": 1}, (2, 3, 7, 6)),
+    "adaptive max, divisible": ("adaptive_max_pool2d", {"output_size": [2, 4]}, (2, 3, 6, 8)),
+    "adaptive max, overlapping": ("adaptive_max_pool2d", {"output_size": (5, 3)}, (2, 3, 7, 8)),
+    "adaptive max, larger than the input": ("adaptive_max_pool2d", {"output_size": (9, 5)}, (1, 3, 4, 3)),
+    "adaptive max, None keeps": ("adaptive_max_pool2d", {"output_size": (None, 2)}, (1, 3, 4, 5)),
+    "adaptive max over many channels": ("adaptive_max_pool2d", {"output_size": 2}, (1, 130, 4, 5)),
 }  # fmt: skip
-SOME = ("max 3 s2 p1", "avg ceil without padding", "adaptive, overlapping")
+CASES = {name: Case(op, (shape,), options) for name, (op, options, shape) in CALLS.items()}
+EMPTY = {
+    "no output pixels": Case("adaptive_avg_pool2d", ((1, 3, 4, 5),), {"output_size": (0, 2)}),
+    "no channels": Case("adaptive_avg_pool2d", ((2, 0, 4, 5),), {"output_size": 2}),
+    "1d no channels": Case("adaptive_avg_pool1d", ((2, 0, 4),), {"output_size": 2}),
+}
+SOME = (
+    "max 3 s2 p1",
+    "avg ceil without padding",
+    "adaptive, overlapping",
+    "adaptive max, overlapping",
+    "1d max",
+    "1d avg",
+    "1d adaptive avg",
+    "1d adaptive max",
+)
 
 
-def bind(name):
-    op, options, shape = CASES[name]
-    return (lambda x: op(x, **options)), (lambda x: THEIRS[op](x, **options)), shape
-
-
+@pytest.mark.covers("forward", "gradients")
 @pytest.mark.parametrize("name", CASES)
 def test_pool_equals_torch(name, device):
-    ours, theirs, shape = bind(name)
-    x = torch.randn(shape, dtype=torch.float64).to(device)
-    assert_close(forward_backward(ours, x), forward_backward(theirs, *in_float64([x])), 16)
+    case = CASES[name]
+    given = case.tensors(device)
+    assert_close(forward_backward(case.ours, *given), case.expected(given), case.reduced)
 
 
+@pytest.mark.covers("forward", option="no channels, or no output pixels")
+@pytest.mark.parametrize("name", EMPTY)
+def test_adaptive_pool_of_nothing_is_torchs(name, device):
+    case = EMPTY[name]
+    (x,) = case.tensors(device)
+    y, dx = forward_backward(case.ours, x)
+    expected = case.theirs(x.cpu())
+    assert (y.shape, y.stride()) == (expected.shape, expected.stride())
+    assert dx.shape == x.shape  # torch's backward refuses
+    assert not dx.any()
+
+
+@pytest.mark.covers("forward", "gradients")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", SOME)
 def test_pool_rounds_once(name, dtype, device):
-    ours, theirs, shape = bind(name)
-    x = torch.randn(shape).to(device, dtype)
-    dy = torch.randn(ours(x).shape).to(device, dtype)
-    expected = forward_backward(theirs, *in_float64([x]), dy=dy.cpu().double())
-    actual = forward_backward(ours, x, dy=dy)
-    assert_close(actual, expected, 9)
+    case = CASES[name]
+    (x,) = case.tensors(device, dtype)
+    dy = torch.randn(case.ours(x).shape).to(device, dtype)
+    actual = forward_backward(case.ours, x, dy=dy)
+    assert_close(actual, case.expected([x], dy), case.reduced)
     assert all(t.dtype == dtype for t in actual)
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_pool_with_64_bit_offsets(name, device, monkeypatch):
     monkeypatch.setattr(_common, "WIDE_FROM", 0)
-    ours, theirs, shape = bind(name)
-    x = torch.randn(shape, dtype=torch.float64).to(device)
-    assert_close(forward_backward(ours, x), forward_backward(theirs, *in_float64([x])), 16)
+    case = CASES[name]
+    given = case.tensors(device)
+    assert_close(forward_backward(case.ours, *given), case.expected(given), case.reduced)
 
 
-@pytest.mark.parametrize(
-    "name", ["max 3 s2 p1", "max dilated", "avg 3 s2 p1", "adaptive, overlapping"]
-)
+@pytest.mark.covers("second gradients")
+@pytest.mark.parametrize("name", [*SOME, "max dilated", "avg 3 s2 p1"])
 def test_pool_second_gradients(name, device):
-    ours, _, shape = bind(name)
-    x = torch.randn(1, 2, *shape[2:], dtype=torch.float64, device=device, requires_grad=True)
-    assert torch.autograd.gradcheck(ours, (x,), fast_mode=True)
-    assert torch.autograd.gradgradcheck(ours, (x,), fast_mode=True)
+    case = CASES[name]
+    x = torch.randn(1, 2, *case.shapes[0][2:], dtype=torch.float64, device=device)
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(case.ours, (x,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(case.ours, (x,), fast_mode=True)
 
 
+@pytest.mark.covers("forward", "gradients", option="channels_last")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", [name for name in SOME if not name.startswith("1d")])
 def test_pool_has_torchs_strides(name, memory_format, channels, device):
-    ours, theirs, shape = bind(name)
+    case = CASES[name]
+    (shape,) = case.shapes
     x = torch.randn(shape[0], channels, *shape[2:]).to(memory_format=memory_format)
-    y, dx = forward_backward(ours, x.to(device))
-    assert y.stride() == theirs(x).stride()
+    y, dx = forward_backward(case.ours, x.to(device))
+    assert y.stride() == case.theirs(x).stride()
     assert dx.stride() == x.stride()
 
 
+@pytest.mark.covers("forward", "gradients", option="any strides")
 @pytest.mark.parametrize("name", SOME)
 def test_pool_accepts_any_strides(name, device):
-    ours, theirs, shape = bind(name)
-    x = torch.randn(*shape[:2], shape[3], shape[2], dtype=torch.float64, device=device)
-    x = x.transpose(2, 3)
-    dy = torch.ones((), dtype=torch.float64, device=device).expand(ours(x).shape)
-    expected = forward_backward(theirs, *in_float64([x]), dy=dy.cpu())
-    assert_close(forward_backward(ours, x, dy=dy), expected, 9)
+    case = CASES[name]
+    (x,) = case.tensors(device)
+    x = x.transpose(1, -1).contiguous().transpose(1, -1)
+    dy = torch.ones((), dtype=torch.float64, device=device).expand(case.ours(x).shape)
+    assert_close(forward_backward(case.ours, x, dy=dy), case.expected([x], dy), case.reduced)
 
 
+@pytest.mark.covers("forward", "gradients", option="unbatched input")
 @pytest.mark.parametrize("name", SOME)
-def test_pool_takes_one_image_and_an_empty_batch(name, device):
-    ours, theirs, shape = bind(name)
-    x = torch.randn(shape, dtype=torch.float64, device=device)
-    assert_close(forward_backward(ours, x[0]), forward_backward(theirs, *in_float64([x[0]])), 16)
-    y, dx = forward_backward(ours, x[:0])
-    assert y.shape == theirs(x[:0].cpu()).shape
+def test_pool_takes_one_item_and_an_empty_batch(name, device):
+    case = CASES[name]
+    (x,) = case.tensors(device)
+    assert_close(forward_backward(case.ours, x[0]), case.expected([x[0]]), case.reduced)
+    y, dx = forward_backward(case.ours, x[:0])
+    assert y.shape == case.theirs(x[:0].cpu()).shape
     assert dx.shape == x[:0].shape
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_pool_repeats_bit_for_bit(name, device):
-    ours, _, shape = bind(name)
-    x = torch.randn(shape, device=device)
-    assert_equal(forward_backward(ours, x), forward_backward(ours, x))
+    case = CASES[name]
+    given = case.tensors(device, torch.float32)
+    assert_equal(forward_backward(case.ours, *given), forward_backward(case.ours, *given))
 
 
 def test_max_pool2d_picks_the_first_of_ties(device):
@@ -143,28 +186,48 @@ def test_max_pool2d_picks_the_first_of_ties(device):
     assert x.grad[0, 0].tolist() == [[1, 0, 1, 0], [0] * 4, [1, 0, 1, 0], [0] * 4]
 
 
+def test_adaptive_max_pool2d_picks_the_first_of_ties(device):
+    x = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
+    tritonconv.adaptive_max_pool2d(x, 2).sum().backward()
+    assert x.grad[0, 0].tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+
+
+SPECIAL = {
+    "max_pool2d": Case("max_pool2d", (), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "adaptive_max_pool2d": Case("adaptive_max_pool2d", (), {"output_size": (3, 4)}),
+}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_max_pool2d_treats_special_values_as_torch(value, device):
+@pytest.mark.parametrize("case", SPECIAL.values(), ids=SPECIAL)
+def test_max_pool_treats_special_values_as_torch(case, value, device):
     x = torch.randn(1, 2, 7, 7, dtype=torch.float64)
     x[0, 0, 2:5, 1:4] = value
     x[0, 1] = value
-    options = {"kernel_size": 3, "stride": 2, "padding": 1, "return_indices": True}
-    y, indices = max_pool2d(x.to(device), **options)
-    expected, expected_indices = F.max_pool2d(x, **options)
+    case.options["return_indices"] = True
+    y, indices = case.ours(x.to(device))
+    expected, expected_indices = case.theirs(x)
     torch.testing.assert_close(y.cpu(), expected, equal_nan=True, rtol=0, atol=0)
     assert torch.equal(indices.cpu(), expected_indices)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("max")])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_max_pool2d_indices_are_torchs(name, memory_format, device):
-    _, options, shape = CASES[name]
-    x = torch.randint(0, 4, shape).float().to(memory_format=memory_format)
-    y, indices = max_pool2d(x.to(device), **options, return_indices=True)
-    expected, expected_indices = F.max_pool2d(x, **options, return_indices=True)
+@pytest.mark.covers("forward", option="return_indices")
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "max" in case.operator])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_max_pool_indices_are_torchs(name, channels_last, device):
+    case = CASES[name]
+    (shape,) = case.shapes
+    x = torch.randint(0, 4, shape).float()
+    if channels_last:
+        x = x.transpose(1, -1).contiguous().transpose(1, -1)
+        x = x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+    case = case._replace(options=case.options | {"return_indices": True})
+    y, indices = case.ours(x.to(device))
+    expected, expected_indices = case.theirs(x)
     assert_equal([y, indices], [expected, expected_indices])
     assert indices.dtype == torch.int64
-    assert indices.stride() == expected_indices.stride()
+    if x.dim() == 4:
+        assert indices.stride() == expected_indices.stride()
 
 
 def test_max_pool2d_keeps_one_byte_a_window(device):
@@ -186,44 +249,93 @@ def test_max_pool2d_writes_no_taps_unasked(device, monkeypatch):
     assert dispatched.ours == ["max_pool2d"]
 
 
-@pytest.mark.parametrize(
-    ("op", "options", "error", "message"),
-    [
-        (max_pool2d, {"kernel_size": 3, "padding": 2}, RuntimeError,
-         "padding must be at most half of the .* kernel_size, got padding=2 for kernel_size=3"),
-        (avg_pool2d, {"kernel_size": 3, "padding": 2}, RuntimeError, "padding must be at most half"),
-        (max_pool2d, {"kernel_size": 0}, RuntimeError, "kernel_size must be positive"),
-        (max_pool2d, {"kernel_size": 2, "stride": 0}, RuntimeError, "stride must be positive"),
-        (max_pool2d, {"kernel_size": 2, "dilation": 0}, RuntimeError, "dilation must be positive"),
-        (max_pool2d, {"kernel_size": (2, 2, 2)}, RuntimeError, "kernel_size must be a single int"),
-        (max_pool2d, {"kernel_size": 2.5}, TypeError, "kernel_size must be an int"),
-        (max_pool2d, {"kernel_size": 6}, RuntimeError, "output would be empty"),
-        (avg_pool2d, {"kernel_size": 6}, RuntimeError, "output would be empty"),
-        (avg_pool2d, {"kernel_size": 2, "padding": -1}, RuntimeError, "padding must be non-negative"),
-        (avg_pool2d, {"kernel_size": 2, "divisor_override": 0}, RuntimeError, "must not be zero"),
-        (adaptive_avg_pool2d, {"output_size": -1}, RuntimeError, "output_size must be non-negative"),
-        (adaptive_avg_pool2d, {"output_size": (1, 2, 3)}, RuntimeError, "must have two elements"),
-        (adaptive_avg_pool2d, {"output_size": 2.5}, TypeError, "output_size must be an int"),
-    ],
-)  # fmt: skip
+def test_adaptive_max_pool2d_keeps_only_positions(device):
+    kept = []
+    x = torch.randn(2, 8, 8, 8, device=device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        tritonconv.adaptive_max_pool2d(x, 4)
+    assert [(t.dtype, t.numel()) for t in kept] == [(torch.int32, 2 * 8 * 4 * 4)]
+
+
+def test_adaptive_pools_count_beyond_32_bits(device):
+    """A window's bounds are products of sizes: here 70,000 * 70,000."""
+    x = torch.arange(70_000, dtype=torch.float32, device=device)[None]
+    y = tritonconv.adaptive_avg_pool1d(x, 70_000)
+    z, indices = tritonconv.adaptive_max_pool1d(x, 70_000, return_indices=True)
+    assert_equal([y, z, indices], [x, x, x])
+
+
+ERRORS = [
+    ("max_pool2d", {"kernel_size": 3, "padding": 2}, RuntimeError,
+     "padding must be at most half of the .* kernel_size, got padding=2 for kernel_size=3"),
+    ("avg_pool2d", {"kernel_size": 3, "padding": 2}, RuntimeError, "padding must be at most half"),
+    ("max_pool2d", {"kernel_size": 0}, RuntimeError, "kernel_size must be positive"),
+    ("max_pool2d", {"kernel_size": 2, "stride": 0}, RuntimeError, "stride must be positive"),
+    ("max_pool2d", {"kernel_size": 2, "dilation": 0}, RuntimeError, "dilation must be positive"),
+    ("max_pool2d", {"kernel_size": (2, 2, 2)}, RuntimeError, "kernel_size must be a single int"),
+    ("max_pool2d", {"kernel_size": 2.5}, TypeError, "kernel_size must be an int"),
+    ("max_pool2d", {"kernel_size": 6}, RuntimeError, "output would be empty"),
+    ("avg_pool2d", {"kernel_size": 6}, RuntimeError, "output would be empty"),
+    ("avg_pool2d", {"kernel_size": 2, "padding": -1}, RuntimeError, "padding must be non-negative"),
+    ("avg_pool2d", {"kernel_size": 2, "divisor_override": 0}, RuntimeError, "must not be zero"),
+    ("adaptive_avg_pool2d", {"output_size": -1}, RuntimeError, "output_size must be non-negative"),
+    ("adaptive_avg_pool2d", {"output_size": (1, 2, 3)}, RuntimeError, "int or a tuple of 2"),
+    ("adaptive_avg_pool2d", {"output_size": 2.5}, TypeError, "output_size must be an int"),
+    ("adaptive_avg_pool2d", {"output_size": None}, TypeError, "output_size must be an int"),
+    ("adaptive_max_pool2d", {"output_size": -1}, RuntimeError, "output_size must be non-negative"),
+    ("adaptive_max_pool2d", {"output_size": (3,)}, RuntimeError, "int or a tuple of 2"),
+    ("adaptive_max_pool2d", {"output_size": None}, TypeError, "output_size must be an int"),
+    ("max_pool1d", {"kernel_size": (2, 2)}, RuntimeError, "kernel_size must be a single int"),
+    ("max_pool1d", {"kernel_size": 3, "padding": 2}, RuntimeError, "padding must be at most half"),
+    ("max_pool1d", {"kernel_size": 6}, RuntimeError, "output would be empty"),
+    ("avg_pool1d", {"kernel_size": (2, 2)}, RuntimeError, "kernel_size must be a single int"),
+    ("avg_pool1d", {"kernel_size": 6}, RuntimeError, "output would be empty"),
+    ("adaptive_avg_pool1d", {"output_size": (2, 2)}, RuntimeError, "int or a tuple of 1"),
+    ("adaptive_avg_pool1d", {"output_size": None}, TypeError, "output_size must be an int"),
+    ("adaptive_max_pool1d", {"output_size": (2, 2)}, RuntimeError, "int or a tuple of 1"),
+]  # fmt: skip
+SIZES = {
+    "max_pool": {"kernel_size": 2},
+    "avg_pool": {"kernel_size": 2},
+    "adaptive": {"output_size": 2},
+}
+POOLS = {
+    name: next(options for start, options in SIZES.items() if name.startswith(start))
+    for name in sorted({case.operator for case in CASES.values()})
+}
+
+
+@pytest.mark.parametrize(("op", "options", "error", "message"), ERRORS)
 def test_pool_refuses_what_torch_refuses(op, options, error, message, device):
-    x = torch.randn(1, 2, 5, 5)
+    x = torch.randn(1, 2, 5, 5) if op.endswith("2d") else torch.randn(1, 2, 5)
     with pytest.raises(error):
-        THEIRS[op](x, **options)
-    with pytest.raises(error, match=f"{op.__name__}: .*{message}"):
-        op(x.to(device), **options)
+        getattr(F, op)(x, **options)
+    with pytest.raises(error, match=f"{op}: .*{message}"):
+        getattr(tritonconv, op)(x.to(device), **options)
 
 
-@pytest.mark.parametrize("op", THEIRS)
+@pytest.mark.parametrize("op", POOLS)
+@pytest.mark.parametrize(
+    ("leading", "message"), [((), "input must be"), ((1, 2, 3), "input must be"), ((2,), "pixels")]
+)
+def test_pool_refuses_other_shapes(op, leading, message, device):
+    dims = int(op[-2])
+    x = torch.randn(*leading, *(5,) * (dims - 1), 0 if message == "pixels" else 5)
+    with pytest.raises((RuntimeError, IndexError)):  # torch's avg_pool2d looks for a third axis
+        getattr(F, op)(x, **POOLS[op])
+    with pytest.raises(RuntimeError, match=f"{op}: .*{message}"):
+        getattr(tritonconv, op)(x.to(device), **POOLS[op])
+
+
+@pytest.mark.parametrize("op", POOLS)
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.randn(5, 5), RuntimeError, "input must be 3-D or 4-D"),
-        (torch.randn(1, 2, 0, 5), RuntimeError, "non-zero channels, height and width"),
-        (torch.ones(1, 2, 5, 5, dtype=torch.int64), NotImplementedError, "got torch.int64; convert"),
+        (torch.ones(2, 5, 5, dtype=torch.int64), NotImplementedError, "got torch.int64; convert"),
+        (torch.ones(2, 5, 5, dtype=torch.complex64), NotImplementedError, "got torch.complex64"),
         (None, TypeError, "input must be a Tensor"),
     ],
-)  # fmt: skip
+)
 def test_pool_refuses_other_tensors(op, x, error, message, device):
-    with pytest.raises(error, match=f"{op.__name__}: .*{message}"):
-        op(x if x is None else x.to(device), 2)
+    with pytest.raises(error, match=f"{op}: .*{message}"):
+        getattr(tritonconv, op)(x if x is None else x.to(device), **POOLS[op])
