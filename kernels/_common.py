@@ -125,11 +125,9 @@ def as_given(y: Tensor, dims: int, x: Tensor) -> Tensor:
     return y if x.dim() == dims + 2 else y.squeeze(0)
 
 
-def layout(*tensors: Tensor) -> torch.memory_format:
-    """channels_last if one of the tensors is, by its strides, or else contiguous_format."""
-    if any(suggest_memory_format(t) == torch.channels_last for t in tensors):
-        return torch.channels_last
-    return torch.contiguous_format
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last or contiguous_format, as torch's operators read it from the strides."""
+    return suggest_memory_format(x)
 
 
 def nhwc(x: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ._common import Size, autocast, check_tensor, images, ints, require_at_least
-from .conv.geometry import Geometry
+from ._common import Size, autocast, check_tensor, images, ints, layout, require_at_least
+from .conv.geometry import Formats, Geometry
 
 
 class Operands(NamedTuple):
@@ -44,6 +45,13 @@ def operands(name: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor |
             "convert with .to()"
         )
     return given
+
+
+def formats(x: Tensor, w: Tensor) -> Formats:
+    """Gradients as what they belong to; the output in channels_last if one of the two is."""
+    x_format, w_format = layout(x), layout(w)
+    y_format = w_format if x_format == torch.contiguous_format else x_format
+    return Formats(x_format, w_format, y_format)
 
 
 def check_channels(

@@ -11,8 +11,8 @@ in conv/: convolution, dgrad and wgrad are each other's derivatives.
 import torch
 from torch import Tensor
 
-from ._common import Size, apply, as_given, layout, public
-from ._conv import check_channels, check_kernel, geometry, operands
+from ._common import Size, apply, as_given, public
+from ._conv import check_channels, check_kernel, formats, geometry, operands
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad
 from .conv.forward import conv2d_forward
@@ -21,21 +21,21 @@ from .conv.wgrad import conv2d_wgrad
 
 class Conv2dFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, bias, memory_format, geometry):
+    def forward(ctx, x, w, bias, formats, geometry):
         needs_dx, needs_dw = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if needs_dw else None, w if needs_dx else None)
-        ctx.x_like, ctx.w_like = (x.shape, layout(x)), (w.shape, layout(w))
-        ctx.geometry = geometry
-        return conv2d_forward(x, w, bias, memory_format, *geometry)
+        ctx.x_shape, ctx.w_shape = x.shape, w.shape
+        ctx.how = formats, geometry
+        return conv2d_forward(x, w, bias, formats.y, *geometry)
 
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = Conv2dDgradFunction.apply(dy, w, None, *ctx.x_like, ctx.geometry)
+            dx = Conv2dDgradFunction.apply(dy, w, None, ctx.x_shape, *ctx.how)
         if ctx.needs_input_grad[1]:
-            dw = Conv2dWgradFunction.apply(dy, x, *ctx.w_like, ctx.geometry)
+            dw = Conv2dWgradFunction.apply(dy, x, ctx.w_shape, *ctx.how)
         if ctx.needs_input_grad[2]:
             db = Conv2dDbiasFunction.apply(dy)
         return dx, dw, db, None, None
@@ -43,21 +43,21 @@ class Conv2dFunction(torch.autograd.Function):
 
 class Conv2dDgradFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, dy, w, bias, x_shape, memory_format, geometry):
+    def forward(ctx, dy, w, bias, x_shape, formats, geometry):
         needs_ddy, needs_dw = ctx.needs_input_grad[:2]
         ctx.save_for_backward(dy if needs_dw else None, w if needs_ddy else None)
-        ctx.dy_format, ctx.w_like = layout(dy), (w.shape, layout(w))
-        ctx.geometry = geometry
-        return conv2d_dgrad(dy, w, bias, x_shape, memory_format, *geometry)
+        ctx.w_shape = w.shape
+        ctx.how = formats, geometry
+        return conv2d_dgrad(dy, w, bias, x_shape, formats.x, *geometry)
 
     @staticmethod
     def backward(ctx, ddx):
         dy, w = ctx.saved_tensors
         ddy = dw = db = None
         if ctx.needs_input_grad[0]:
-            ddy = Conv2dFunction.apply(ddx, w, None, ctx.dy_format, ctx.geometry)
+            ddy = Conv2dFunction.apply(ddx, w, None, *ctx.how)
         if ctx.needs_input_grad[1]:
-            dw = Conv2dWgradFunction.apply(dy, ddx, *ctx.w_like, ctx.geometry)
+            dw = Conv2dWgradFunction.apply(dy, ddx, ctx.w_shape, *ctx.how)
         if ctx.needs_input_grad[2]:
             db = Conv2dDbiasFunction.apply(ddx)
         return ddy, dw, db, None, None, None
@@ -65,21 +65,21 @@ class Conv2dDgradFunction(torch.autograd.Function):
 
 class Conv2dWgradFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, dy, x, w_shape, memory_format, geometry):
+    def forward(ctx, dy, x, w_shape, formats, geometry):
         needs_ddy, needs_dx = ctx.needs_input_grad[:2]
         ctx.save_for_backward(dy if needs_dx else None, x if needs_ddy else None)
-        ctx.dy_format, ctx.x_like = layout(dy), (x.shape, layout(x))
-        ctx.geometry = geometry
-        return conv2d_wgrad(dy, x, w_shape, memory_format, *geometry)
+        ctx.x_shape = x.shape
+        ctx.how = formats, geometry
+        return conv2d_wgrad(dy, x, w_shape, formats.w, *geometry)
 
     @staticmethod
     def backward(ctx, ddw):
         dy, x = ctx.saved_tensors
         ddy = dx = None
         if ctx.needs_input_grad[0]:
-            ddy = Conv2dFunction.apply(x, ddw, None, ctx.dy_format, ctx.geometry)
+            ddy = Conv2dFunction.apply(x, ddw, None, *ctx.how)
         if ctx.needs_input_grad[1]:
-            dx = Conv2dDgradFunction.apply(dy, ddw, None, *ctx.x_like, ctx.geometry)
+            dx = Conv2dDgradFunction.apply(dy, ddw, None, ctx.x_shape, *ctx.how)
         return ddy, dx, None, None, None
 
 
@@ -125,7 +125,7 @@ def convolution(name, dims, input, weight, bias, stride, padding, dilation, grou
     if x.shape[1] == 0:
         y = _nothing(x, w, b, g.of_images())
     else:
-        y = apply(name, Conv2dFunction, x, w, b, layout(x, w), g.of_images())
+        y = apply(name, Conv2dFunction, x, w, b, formats(x, w), g.of_images())
     return as_given(y, dims, input)
 
 

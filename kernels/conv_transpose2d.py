@@ -8,9 +8,9 @@ The kernels are conv2d's own: dgrad computes y, forward and wgrad its gradients.
 
 from torch import Tensor
 
-from ._common import Size, apply, as_given, ints, layout, public
-from ._conv import check_channels, geometry, operands
-from .conv.geometry import Geometry
+from ._common import Size, apply, as_given, ints, public
+from ._conv import check_channels, formats, geometry, operands
+from .conv.geometry import Formats, Geometry
 from .conv2d import Conv2dDgradFunction
 
 
@@ -55,7 +55,9 @@ def transposed_convolution(
 
     x, w, b = given.as_images(dims)
     shape = (x.shape[0], weight.shape[1] * groups, *(1,) * (2 - dims), *sizes)
-    y = apply(name, Conv2dDgradFunction, x, w, b, shape, layout(x, w), g)
+    of = formats(x, w)
+    of = Formats(x=of.y, w=of.w, y=of.x)  # to conv2d this output is the input
+    y = apply(name, Conv2dDgradFunction, x, w, b, shape, of, g)
     return as_given(y, dims, input)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 Ints = tuple[int, ...]
 
 
@@ -31,6 +33,14 @@ class Geometry(NamedTuple):
         return Geometry(
             (1, *self.stride), (0, *self.before), (0, *self.after), (1, *self.dilation), self.groups
         )
+
+
+class Formats(NamedTuple):
+    """In which memory format input, weight and output, and their gradients, leave an op."""
+
+    x: torch.memory_format
+    w: torch.memory_format
+    y: torch.memory_format
 
 
 SCHEMA = "int[] stride, int[] before, int[] after, int[] dilation, int groups"

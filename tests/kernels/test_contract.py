@@ -11,24 +11,53 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 OPERATORS = {
+    "conv1d": (
+        lambda x, w, b: tritonconv.conv1d(x, w, b, stride=2, padding=1, groups=2),
+        [(2, 4, 7), (6, 2, 3), (6,)],
+    ),
     "conv2d": (
         lambda x, w, b: tritonconv.conv2d(x, w, b, stride=2, padding=1, groups=2),
         [(2, 4, 7, 6), (6, 2, 3, 3), (6,)],
     ),
+    "conv_transpose1d": (
+        lambda x, w, b: tritonconv.conv_transpose1d(x, w, b, stride=2, output_padding=1, groups=2),
+        [(2, 4, 7), (4, 3, 3), (6,)],
+    ),
+    "conv_transpose2d": (
+        lambda x, w, b: tritonconv.conv_transpose2d(x, w, b, stride=2, output_padding=1, groups=2),
+        [(2, 4, 7, 6), (4, 3, 3, 3), (6,)],
+    ),
+    "max_pool1d": (lambda x: tritonconv.max_pool1d(x, 3, 2, 1), [(2, 3, 7)]),
     "max_pool2d": (lambda x: tritonconv.max_pool2d(x, 3, 2, 1), [(2, 3, 7, 6)]),
+    "avg_pool1d": (lambda x: tritonconv.avg_pool1d(x, 3, 2, 1), [(2, 3, 7)]),
     "avg_pool2d": (lambda x: tritonconv.avg_pool2d(x, 3, 2, 1), [(2, 3, 7, 6)]),
+    "adaptive_avg_pool1d": (lambda x: tritonconv.adaptive_avg_pool1d(x, 3), [(2, 3, 7)]),
     "adaptive_avg_pool2d": (lambda x: tritonconv.adaptive_avg_pool2d(x, (3, 2)), [(2, 3, 7, 6)]),
+    "adaptive_max_pool1d": (lambda x: tritonconv.adaptive_max_pool1d(x, 3), [(2, 3, 7)]),
+    "adaptive_max_pool2d": (lambda x: tritonconv.adaptive_max_pool2d(x, (3, 2)), [(2, 3, 7, 6)]),
     "corr2d": (tritonconv.corr2d, [(7, 6), (3, 2)]),
 }
+CONVOLUTION = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2}
+WINDOW = {"kernel_size": 3, "stride": 2, "padding": 1}
 MODULES = {
-    "Conv2d": (
-        tritonconv.Conv2d,
-        {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2},
-    ),
-    "MaxPool2d": (tritonconv.MaxPool2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
-    "AvgPool2d": (tritonconv.AvgPool2d, {"kernel_size": 3, "count_include_pad": False}),
-    "AdaptiveAvgPool2d": (tritonconv.AdaptiveAvgPool2d, {"output_size": (2, 3)}),
+    "Conv1d": CONVOLUTION,
+    "Conv2d": CONVOLUTION,
+    "ConvTranspose1d": CONVOLUTION | {"output_padding": 1},
+    "ConvTranspose2d": CONVOLUTION | {"output_padding": 1},
+    "MaxPool1d": WINDOW,
+    "MaxPool2d": WINDOW,
+    "AvgPool1d": WINDOW | {"count_include_pad": False},
+    "AvgPool2d": WINDOW | {"count_include_pad": False},
+    "AdaptiveAvgPool1d": {"output_size": 2},
+    "AdaptiveAvgPool2d": {"output_size": (2, None)},
+    "AdaptiveMaxPool1d": {"output_size": 2},
+    "AdaptiveMaxPool2d": {"output_size": (2, None)},
 }
+CONVOLUTIONS = [name for name in OPERATORS if name.startswith("conv")]
+
+
+def module_input(name: str) -> torch.Tensor:
+    return torch.randn((2, 4, 7, 8) if name.endswith("2d") else (2, 4, 7))
 
 
 def inputs(shapes, device):
@@ -44,6 +73,7 @@ def raw_ops(device):
     dy = torch.randn(2, 6, 4, 3, device=device)
     pool = ([3, 3], [2, 2], [1, 1], [1, 1], False)
     dp, tap = torch.randn(2, 4, 4, 3, device=device), ops.max_pool2d(x, True, *pool)[1]
+    at = ops.adaptive_max_pool2d(x, list(dp.shape[2:]), True)[1]
     return {
         "conv2d": (x.to(memory_format=last), w, b, last, *conv),
         "conv2d_dgrad": (dy, w, torch.randn(4, device=device), list(x.shape), last, *conv),
@@ -54,6 +84,8 @@ def raw_ops(device):
         "max_pool2d_gather": (x, tap, *pool),
         "avg_pool2d": (x, *pool, True, None),
         "avg_pool2d_bwd": (dp, list(x.shape), last, *pool, False, 2),
+        "adaptive_max_pool2d": (x, [3, 2], True),
+        "adaptive_max_pool2d_scatter": (dp, at, list(x.shape), last),
         "adaptive_avg_pool2d": (x, [3, 2]),
         "adaptive_avg_pool2d_bwd": (dp, list(x.shape), first),
         "corr2d": (x[0, 0], w[0, 0], [0, 1]),
@@ -77,12 +109,15 @@ def test_op_passes_opcheck(name, device):
     torch.library.opcheck(op, raw_ops(device)[name])
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.covers("forward", "gradients", option="torch.compile(fullgraph=True)")
+@pytest.mark.parametrize(
+    ("backend", "dynamic"),
+    [("aot_eager", False), ("aot_eager", True), ("inductor", False), ("inductor", True)],
+)
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
-def test_operator_compiles_whole(name, backend, dynamic, device):
-    f, shapes = OPERATORS[name]
+def test_operator_compiles_whole(operator, backend, dynamic, device):
+    f, shapes = OPERATORS[operator]
     torch._dynamo.reset()
     compiled = torch.compile(f, fullgraph=True, backend=backend, dynamic=dynamic)
     for rows in (7, 9):
@@ -103,9 +138,73 @@ def test_operator_has_the_same_shape_and_strides_on_meta(name, device):
         assert (other.shape, other.stride(), other.dtype) == (real.shape, real.stride(), real.dtype)
 
 
+@pytest.mark.covers("forward", "gradients", option="autocast")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("operator", CONVOLUTIONS)
+def test_convolution_under_autocast(operator, dtype, device):
+    f, shapes = OPERATORS[operator]
+    given = [t.requires_grad_() for t in inputs(shapes, device)]
+    with torch.autocast(device, dtype):
+        y = f(*given)
+        wide = f(*[t.double() for t in given])
+    y.sum().backward()
+    assert (y.dtype, wide.dtype, given[1].grad.dtype) == (dtype, torch.float64, torch.float32)
+    torch.testing.assert_close(y, f(*[t.to(dtype) for t in given]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pools_keep_their_dtype_under_autocast(dtype, device):
+    x = torch.randn(1, 2, 6, 6, device=device)
+    with torch.autocast(device, dtype):
+        assert tritonconv.max_pool2d(x, 2).dtype == torch.float32
+        assert tritonconv.avg_pool2d(x.to(dtype), 2).dtype == dtype
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward_ad
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operator_refuses_transforms_by_name(operator, device):
+    f, shapes = OPERATORS[operator]
+    x, *others = inputs(shapes, device)
+    with pytest.raises(NotImplementedError, match=rf"{operator}: torch\.func transforms"):
+        torch.func.grad(lambda x: f(x, *others).sum())(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(NotImplementedError, match=f"{operator}: forward-mode"):
+            f(dual, *others)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_torch_jit_script_is_refused_by_name():
+    def user(x):
+        return tritonconv.max_pool2d(x, 2)
+
+    with pytest.raises(NotImplementedError, match=r"max_pool2d: torch\.jit\.script is not"):
+        torch.jit.script(user)
+    for name in OPERATORS:
+        with pytest.raises(NotImplementedError, match=rf"{name}: torch\.jit\.script is not"):
+            torch.jit.script(getattr(tritonconv, name))
+    for name, options in MODULES.items():
+        model = nn.Sequential(getattr(tritonconv, name)(**options))
+        with pytest.raises(NotImplementedError, match=rf"{name}: torch\.jit\.script is not"):
+            torch.jit.script(model)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operator_is_captured_in_a_cuda_graph(operator, device):
+    f, shapes = OPERATORS[operator]
+    given = inputs(shapes, device)
+    leaves = [t.clone().requires_grad_() for t in given]
+    graphed = torch.cuda.make_graphed_callables(f, tuple(leaves))
+    y = graphed(*leaves)
+    dy = torch.randn_like(y)
+    actual = [y.detach().clone(), *torch.autograd.grad(y, leaves, dy)]
+    assert_equal(actual, forward_backward(f, *given, dy=dy))
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_module_is_its_torch_base(name, device):
-    kind, options = MODULES[name]
+    kind, options = getattr(tritonconv, name), MODULES[name]
     torch.manual_seed(3)
     ours = kind(**options)
     torch.manual_seed(3)
@@ -113,38 +212,119 @@ def test_module_is_its_torch_base(name, device):
     assert isinstance(ours, getattr(nn, name))
     assert repr(ours) == repr(theirs)
     assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
-    x = torch.randn(2, 4, 7, 8)
+    x = module_input(name)
     expected = theirs(x)
     for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert type(module) is kind
         torch.testing.assert_close(module.to(device)(x.to(device)).cpu(), expected)
 
 
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_module_takes_device_and_dtype(name):
+    kind = getattr(tritonconv, {"conv1d": "Conv1d", "conv2d": "Conv2d"}.get(
+        name, f"ConvTranspose{name[-2:]}"
+    ))  # fmt: skip
+    module = kind(**CONVOLUTION, device="meta", dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float64)}
+    x = torch.empty((2, 4, 7, 8)[: 1 + int(name[-2]) + 1], device="meta", dtype=torch.float64)
+    assert module(x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"])
+def test_lazy_module_becomes_ours(name, device):
+    lazy = getattr(tritonconv, f"Lazy{name}")(6, 3, device=device)
+    x = module_input(name).to(device)
+    y = lazy(x)
+    assert type(lazy) is getattr(tritonconv, name)
+    assert lazy.in_channels == 4
+    assert_equal([y], [lazy(x)])
+
+
+@pytest.mark.covers("forward", option="padding_mode")
+@pytest.mark.parametrize("padding", [2, "same"])
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
-def test_conv2d_module_pads_as_torch(padding_mode, device):
-    options = {"padding": (2, 1), "padding_mode": padding_mode}
-    theirs = nn.Conv2d(2, 3, 3, **options)
-    ours = tritonconv.Conv2d(2, 3, 3, **options)
+@pytest.mark.parametrize("operator", ["conv1d", "conv2d"])
+def test_convolution_module_pads_as_torch(operator, padding_mode, padding, device):
+    name = operator.capitalize()
+    options = {"padding": padding, "padding_mode": padding_mode, "dilation": 2}
+    theirs = getattr(nn, name)(4, 3, 3, **options)
+    ours = getattr(tritonconv, name)(4, 3, 3, **options)
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(1, 2, 5, 6)
+    x = module_input(name)
     torch.testing.assert_close(ours.to(device)(x.to(device)).cpu(), theirs(x))
 
 
-def test_max_pool2d_module_returns_indices(device):
-    x = torch.randn(1, 2, 6, 6)
-    ours = tritonconv.MaxPool2d(2, return_indices=True)(x.to(device))
-    theirs = nn.MaxPool2d(2, return_indices=True)(x)
+def test_transposed_module_refuses_other_padding_modes():
+    with pytest.raises(ValueError, match='Only "zeros" padding mode is supported'):
+        tritonconv.ConvTranspose2d(2, 3, 3, padding_mode="reflect")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("MaxPool1d", {"kernel_size": 2}),
+        ("MaxPool2d", {"kernel_size": 2}),
+        ("AdaptiveMaxPool1d", {"output_size": 2}),
+        ("AdaptiveMaxPool2d", {"output_size": 2}),
+    ],
+)
+def test_max_pool_module_returns_indices(name, options, device):
+    x = module_input(name)
+    ours = getattr(tritonconv, name)(**options, return_indices=True)(x.to(device))
+    theirs = getattr(nn, name)(**options, return_indices=True)(x)
     assert_equal(list(ours), list(theirs))
+
+
+def test_module_under_weight_norm(device):
+    theirs = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3))
+    ours = nn.utils.parametrizations.weight_norm(tritonconv.Conv2d(4, 6, 3))
+    ours.load_state_dict(theirs.state_dict())
+    x = module_input("Conv2d")
+    expected = forward_backward(lambda x, *_: theirs(x), x)
+    actual = forward_backward(lambda x, *_: ours.to(device)(x), x.to(device))
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), e)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_have_the_strides_that_data_parallel_training_expects(
+    memory_format, process_group, device
+):
+    """DistributedDataParallel warns, and copies, where a gradient's strides are not its weight's."""
+    model = nn.Sequential(
+        tritonconv.Conv2d(4, 8, 3),
+        tritonconv.Conv2d(8, 6, 1),
+        tritonconv.Conv2d(6, 6, 3, groups=6),
+        tritonconv.ConvTranspose2d(6, 4, 2),
+    ).to(device, memory_format=memory_format)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):
+        parallel(torch.randn(2, 4, 9, 9, device=device)).sum().backward()
+    for p in model.parameters():
+        assert p.grad.stride() == p.stride()
 
 
 def small_model():
     return nn.Sequential(
         tritonconv.Conv2d(2, 4, 3, padding=1),
         nn.ReLU(),
+        tritonconv.ConvTranspose2d(4, 3, 2, stride=2),
         tritonconv.MaxPool2d(2),
         tritonconv.AvgPool2d(2),
+        tritonconv.AdaptiveMaxPool2d(3),
         tritonconv.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
@@ -165,3 +345,12 @@ def test_model_trains_under_checkpointing(device):
     plain = gradients(lambda: model(x))
     again = gradients(lambda: torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False))
     assert_equal(list(again), list(plain))
+
+
+def test_model_is_summarised_on_the_meta_device():
+    torchinfo = pytest.importorskip("torchinfo", reason="torchinfo is not installed")
+    summary = torchinfo.summary(small_model(), (2, 2, 8, 8), device="meta", verbose=0)
+    assert summary.total_params == sum(p.numel() for p in small_model().parameters())
+    sizes = [layer.output_size for layer in summary.summary_list if layer.is_leaf_layer]
+    assert sizes[0] == [2, 4, 8, 8]
+    assert sizes[-1] == [2, 3]

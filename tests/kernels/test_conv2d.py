@@ -302,18 +302,6 @@ def test_conv2d_notices_an_edited_input(device):
         y.sum().backward()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_conv2d_under_autocast(dtype, device):
-    x, w, b = conv2d_case((1, 2, 4, 4), (3, 2, 3, 3)).tensors(device, torch.float32)
-    w.requires_grad_()
-    with torch.autocast(device, dtype):
-        y = conv2d(x, w, b)
-        wide = conv2d(x.double(), w.double(), b.double())
-    y.sum().backward()
-    assert (y.dtype, wide.dtype, w.grad.dtype) == (dtype, torch.float64, torch.float32)
-    torch.testing.assert_close(y, conv2d(x.to(dtype), w.to(dtype), b.to(dtype)))
-
-
 @pytest.mark.parametrize(
     ("precision", "dtype", "expected"),
     [
@@ -326,17 +314,6 @@ def test_conv2d_under_autocast(dtype, device):
 def test_conv2d_obeys_torchs_tf32_switch(precision, dtype, expected):
     torch.backends.cudnn.conv.fp32_precision = precision  # ieee_float32 puts it back
     assert input_precision(torch.empty(1, dtype=dtype)) == expected
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward_ad
-def test_conv2d_refuses_transforms_by_name(device):
-    x, w, _ = conv2d_case((2, 2, 4, 4), (3, 2, 3, 3)).tensors(device)
-    with pytest.raises(NotImplementedError, match=r"conv2d: torch\.func transforms"):
-        torch.func.vmap(lambda one: conv2d(one, w))(x)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, x)
-        with pytest.raises(NotImplementedError, match="conv2d: forward-mode"):
-            conv2d(dual, w)
 
 
 X, W, B = (1, 4, 5, 5), (6, 4, 3, 3), (6,)
