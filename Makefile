@@ -13,7 +13,7 @@ endif
 # The interpreter multiplies small blocks, which waiting for a busy core slows down far more.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test lint offline gpu installed clean
+.PHONY: demo test lint docs offline gpu installed clean
 
 demo: $(install)
 	$(python) -m tritonconv.nets train lenet
@@ -24,6 +24,10 @@ test: $(install)
 lint: $(install)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+
+# docs/operators.md, from the tests that cover each operator.
+docs: $(install)
+	$(python) tests/operators_table.py > docs/operators.md
 
 # What the compiler made of every kernel, without a GPU; TRITON=3.6.0 for another Triton.
 ifdef TRITON

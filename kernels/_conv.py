@@ -85,9 +85,9 @@ def check_kernel(name: str, given: Operands, g: Geometry) -> None:
     padded = [n + b + a for n, b, a in zip(sizes, g.before, g.after, strict=True)]
     if min(*kernel, *sizes) == 0 or any(r > p for r, p in zip(reach, padded, strict=True)):
         raise RuntimeError(
-            f"{name}: expected a non-empty input and a kernel of at least 1 that fits it, got "
-            f"kernel {tuple(kernel)} with dilation {g.dilation} for input {tuple(x.shape)} padded "
-            f"by {g.before} before and {g.after} after"
+            f"{name}: expected a non-empty input and a kernel of at least 1 that fits the padded "
+            f"input, got kernel {tuple(kernel)} with dilation {g.dilation} for input "
+            f"{tuple(x.shape)} padded by {g.before} before and {g.after} after"
         )
 
 

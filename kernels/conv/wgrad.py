@@ -69,12 +69,11 @@ def _conv2d_wgrad_kernel(
     n, h, w = p // (BOX_H * BOX_W), p // BOX_W % BOX_H, p % BOX_W
     image = tl.cast(n0 + n, INDEX)
     oh, ow = oh0 + h, ow0 + w
-    dy_tile_ptr = (
-        dy_ptr + (((image * OH + oh) * OW + ow) * CO)[None, :] + (group * COG + o)[:, None]
+    dy_tile_ptr = dy_ptr + (
+        (((image * OH + oh) * OW + ow) * CO)[None, :] + (group * COG + o)[:, None]
     )
-    x_tile_ptr = (
-        x_ptr
-        + (((image * H + oh * SH - PH) * W + ow * SW - PW) * C)[:, None]
+    x_tile_ptr = x_ptr + (
+        (((image * H + oh * SH - PH) * W + ow * SW - PW) * C)[:, None]
         + ((kh * DH * W + kw * DW) * C + group * CG + c)[None, :]
     )
     span_h, span_w = boxes_h * BOX_H, boxes_w * BOX_W

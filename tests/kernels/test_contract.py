@@ -109,7 +109,9 @@ def test_op_passes_opcheck(name, device):
     torch.library.opcheck(op, raw_ops(device)[name])
 
 
-@pytest.mark.covers("forward", "gradients", option="torch.compile(fullgraph=True)")
+@pytest.mark.covers(
+    "forward", "gradients", option="torch.compile(fullgraph=True)", dtype=torch.float32
+)
 @pytest.mark.parametrize(
     ("backend", "dynamic"),
     [("aot_eager", False), ("aot_eager", True), ("inductor", False), ("inductor", True)],
@@ -244,7 +246,7 @@ def test_lazy_module_becomes_ours(name, device):
     assert_equal([y], [lazy(x)])
 
 
-@pytest.mark.covers("forward", option="padding_mode")
+@pytest.mark.covers("forward", option="padding_mode", dtype=torch.float32)
 @pytest.mark.parametrize("padding", [2, "same"])
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("operator", ["conv1d", "conv2d"])

@@ -14,6 +14,10 @@ from tritonconv import _common, conv2d
 from tritonconv.conv import tiles
 from tritonconv.conv.precision import input_precision
 
+pytestmark = pytest.mark.filterwarnings(  # torch's
+    "ignore:Using padding='same' with even kernel:UserWarning"
+)
+
 
 def conv2d_case(x_shape, w_shape, **options) -> Case:
     return Case("conv2d", (x_shape, w_shape, w_shape[:1]), options)
@@ -69,7 +73,7 @@ DENSE = (
 )
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch's
+@pytest.mark.covers("forward", "gradients")
 @pytest.mark.parametrize("name", CASES)
 def test_conv2d_equals_torch(name, device):
     case = CASES[name]
@@ -77,6 +81,7 @@ def test_conv2d_equals_torch(name, device):
     assert_close(forward_backward(case.ours, *given), case.expected(given), case.reduced)
 
 
+@pytest.mark.covers("forward", "gradients")
 @pytest.mark.parametrize(
     ("dtype", "precision"),
     [
@@ -87,7 +92,7 @@ def test_conv2d_equals_torch(name, device):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", CASES)
 def test_conv2d_rounds_once(name, dtype, precision, device):
     torch.backends.cudnn.conv.fp32_precision = precision  # ieee_float32 puts it back
     case = CASES[name]
@@ -158,6 +163,7 @@ def test_conv2d_with_64_bit_offsets(name, device, monkeypatch):
     assert_close(forward_backward(case.ours, *given), case.expected(given), case.reduced)
 
 
+@pytest.mark.covers("second gradients", operator="conv2d")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     "options",
@@ -200,6 +206,7 @@ def test_conv2d_gradient_penalty_equals_torch(device):
         torch.testing.assert_close(a.cpu(), e)
 
 
+@pytest.mark.covers("forward", "gradients", option="channels_last", operator="conv2d")
 @pytest.mark.parametrize("w_shape", [(6, 4, 3, 3), (6, 4, 1, 1), (4, 1, 3, 3)], ids=str)
 @pytest.mark.parametrize("w_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last])
@@ -233,6 +240,7 @@ STRIDED = {
 }
 
 
+@pytest.mark.covers("forward", "gradients", option="any strides", operator="conv2d")
 @pytest.mark.parametrize("strided", STRIDED.values(), ids=STRIDED)
 def test_conv2d_accepts_any_strides(strided, device):
     x, w, b = SMALL.tensors(device)
@@ -249,6 +257,7 @@ def test_conv2d_accepts_an_expanded_gradient(device):
     assert_close(forward_backward(conv2d, *given, dy=dy), SMALL.expected(given, dy), 144)
 
 
+@pytest.mark.covers("forward", "gradients", option="unbatched input", operator="conv2d")
 def test_conv2d_takes_one_image(device):
     given = SMALL.tensors(device)
     given[0] = given[0][0]

@@ -37,6 +37,7 @@ def test_corr2d_with_a_flipped_kernel_is_convolution(device):
     assert corr2d(x, k.flip(0, 1)).tolist() == [[5, 11], [23, 29]]
 
 
+@pytest.mark.covers("forward", "gradients", operator="corr2d")
 @pytest.mark.parametrize("shapes", [((7, 5), (3, 2)), ((4, 4), (4, 4)), ((1, 9), (1, 3))], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_corr2d_equals_torch(shapes, dtype, device):
@@ -47,6 +48,7 @@ def test_corr2d_equals_torch(shapes, dtype, device):
     assert_close(ours, expected, 35)
 
 
+@pytest.mark.covers("second gradients", operator="corr2d")
 def test_corr2d_second_gradients(device):
     x, k = (
         torch.randn(*shape, dtype=torch.float64, device=device, requires_grad=True)

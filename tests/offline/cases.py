@@ -24,6 +24,7 @@ MATRIX_KERNELS = {"conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"}
 NARROW = {
     "max_pool2d_scatter": "the taps are bytes, and each element asks for itself whether it won",
     "max_pool2d_gather": "each element reads where its own maximum lies",
+    "adaptive_max_pool2d_scatter": "each element asks for itself whether it won",
     "corr2d": "a matrix's rows have any length",
 }
 
@@ -54,14 +55,25 @@ def conv(c, co, k, size=28, bias=False, grads="xw", groups=1, **options) -> Call
     return call
 
 
-def pool(operator, *args, c=64, **options) -> Callable[[str], None]:
-    """Forward, backward and double backward."""
+def conv_transpose(c, co, k, **options) -> Callable[[str], None]:
+    def call(dtype: str) -> None:
+        x, w, b = empty((8, c, 14, 14), dtype), empty((c, co, k, k), dtype), empty((co,), dtype)
+        y = tritonconv.conv_transpose2d(x, w, b, **options)
+        y.backward(torch.empty_like(y))
+
+    return call
+
+
+def pool(operator, *args, **options) -> Callable[[str], None]:
+    """Forward, backward, and double backward where that is a kernel of ours."""
 
     def call(dtype: str) -> None:
-        x = empty((8, c, 28, 28), dtype)
+        x = empty((8, 64, 28, 28), dtype)
         y = operator(x, *args, **options)
-        (dx,) = torch.autograd.grad(y, x, torch.empty_like(y).requires_grad_(), create_graph=True)
-        dx.backward(torch.empty_like(dx))
+        dy = torch.empty_like(y).requires_grad_()
+        (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+        if operator is not tritonconv.adaptive_max_pool2d:
+            dx.backward(torch.empty_like(dx))
 
     return call
 
@@ -100,6 +112,7 @@ TF32 = narrow(
 
 max_pool2d, avg_pool2d = tritonconv.max_pool2d, tritonconv.avg_pool2d
 adaptive_avg_pool2d = tritonconv.adaptive_avg_pool2d
+adaptive_max_pool2d = tritonconv.adaptive_max_pool2d
 
 # Each tile in each pass, each kernel: for every device.
 TILES = (
@@ -125,7 +138,8 @@ TILES = (
     Case("3x3 20", "fp64", conv(20, 20, 3, padding=1), ODD),
     Case("max 3x3/2", "fp16", pool(max_pool2d, 3, 2, 1)),
     Case("avg 3x3/2", "fp16", pool(avg_pool2d, 3, 2, 1)),
-    Case("adaptive 6x6", "fp16", pool(adaptive_avg_pool2d, 6)),
+    Case("adaptive avg 6x6", "fp16", pool(adaptive_avg_pool2d, 6)),
+    Case("adaptive max 6x6", "fp16", pool(adaptive_max_pool2d, 6)),
     Case("corr2d 3x3", "fp16", corr2d),
 )
 
@@ -147,6 +161,12 @@ FORMS = (
     Case("3x3 8 groups of 64", "fp16", conv(512, 512, 3, padding=1, groups=8)),
     Case("7x7 128", "fp16", conv(128, 128, 7, padding=3)),
     Case("7x7 80", "fp16", conv(80, 80, 7, padding=3)),
+    Case(
+        "transposed 4x4/2 128",
+        "fp16",
+        conv_transpose(128, 128, 4, stride=2, padding=1),
+        SMALL_SUM,
+    ),
     # few channels
     Case("7x7/2 3-64", "fp16", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
     Case("3x3 3-128", "fp16", conv(3, 128, 3, padding=1, grads=""), FEW_IN),
@@ -175,8 +195,12 @@ FORMS = (
     *(Case("avg 3x3/2", dtype, pool(avg_pool2d, 3, 2, 1)) for dtype in ("fp32", "fp64")),
     Case("avg 3x3/2 inside", "fp16", pool(avg_pool2d, 3, 2, 1, count_include_pad=False)),
     Case("avg 3x3/2 by 3", "fp16", pool(avg_pool2d, 3, 2, 1, divisor_override=3)),
-    *(Case("adaptive 6x6", dtype, pool(adaptive_avg_pool2d, 6)) for dtype in ("fp32", "fp64")),
-    Case("adaptive 1x1", "fp16", pool(adaptive_avg_pool2d, 1)),
+    *(Case("adaptive avg 6x6", dtype, pool(adaptive_avg_pool2d, 6)) for dtype in ("fp32", "fp64")),
+    Case("adaptive avg 1x1", "fp16", pool(adaptive_avg_pool2d, 1)),
+    Case("adaptive avg 6x6 wide", "fp16", wide(pool(adaptive_avg_pool2d, 6))),
+    Case("adaptive max 6x6", "fp32", pool(adaptive_max_pool2d, 6)),
+    Case("adaptive max 6x6 wide", "fp16", wide(pool(adaptive_max_pool2d, 6))),
+    Case("avg 3x3/2 wide", "fp16", wide(pool(avg_pool2d, 3, 2, 1))),
     *(Case("corr2d 3x3", dtype, corr2d) for dtype in ("fp32", "fp64")),
 )
 CASES = {80: TILES + FORMS, 89: TILES, 90: TILES + FORMS}

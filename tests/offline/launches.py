@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import triton
+import triton.language as tl
 import tritonconv._launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
@@ -32,6 +33,7 @@ class Launch(NamedTuple):
     spilled: int  # bytes
     shared: int  # bytes
     serialised: bool
+    narrow_offsets: int  # of matrices' elements, in 32 bits where they should have 64
     cubin: bytes
 
 
@@ -79,20 +81,25 @@ def _compile(kernel: triton.JITFunction, args: tuple, meta: dict) -> Launch:
     except Exception as error:  # whatever the compiler raises is a finding
         raise CompilationError(f"{kernel.__name__}: {error}") from error
     ptxas = _logs.setdefault(binary, log.getvalue())
+    arguments = dict(zip(kernel.arg_names, args, strict=False)) | meta
     return Launch(
         kernel=kernel.__name__,
-        tile=_tile(kernel, args, meta),
+        tile=_tile(arguments),
         warps=binary.metadata.num_warps,
         registers=int(re.search(r"Used (\d+) registers", ptxas)[1]),
         spilled=sum(map(int, re.findall(r"(\d+) bytes spill", ptxas))),
         shared=binary.metadata.shared,
         serialised="C7510" in ptxas or "C7515" in ptxas,
+        narrow_offsets=_narrow_offsets(binary) if arguments.get("INDEX") == tl.int64 else 0,
         cubin=binary.asm["cubin"],
     )
 
 
-def _tile(kernel: triton.JITFunction, args: tuple, meta: dict) -> str:
-    arguments = dict(zip(kernel.arg_names, args, strict=False)) | meta
+def _narrow_offsets(binary: CompiledKernel) -> int:
+    return len(re.findall(r"tt\.addptr .*, tensor<\d+x\d+xi32", binary.asm["ttir"]))
+
+
+def _tile(arguments: dict) -> str:
     blocks = [value for name, value in arguments.items() if name.startswith("BLOCK")]
     if box := [value for name, value in arguments.items() if name.startswith("BOX")]:
         blocks.append(math.prod(box))

@@ -20,7 +20,7 @@ from tritonconv._launch import launch
 @triton.jit
 def _product_kernel(
     a_ptr, b_ptr, c_ptr, K,  # a [BLOCK_M, K], b [BLOCK_N, K], c [BLOCK_M, BLOCK_N]
-    RELU: tl.constexpr,
+    RELU: tl.constexpr, INDEX: tl.constexpr,  # which the offsets should have
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     m, n, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
@@ -35,13 +35,13 @@ def _product_kernel(
 
 
 def product(
-    m=128, n=64, k=64, warps=8, stages=3, K=1024, relu=False, dtype=torch.float16
+    m=128, n=64, k=64, warps=8, stages=3, K=1024, relu=False, index=tl.int32, dtype=torch.float16
 ) -> Callable[[], None]:
     def call() -> None:
         a, b, c = torch.empty(m, K, dtype=dtype), torch.empty(n, K, dtype=dtype), torch.empty(m, n)
         launch(
             _product_kernel, 1,
-            a, b, c, K, relu, m, n, k, stages, out=c, num_warps=warps,
+            a, b, c, K, relu, index, m, n, k, stages, out=c, num_warps=warps,
         )  # fmt: skip
 
     return call
@@ -57,6 +57,7 @@ PLANTS = {
     "no matrix unit": (90, product(m=64, k=32, dtype=torch.float32)),
     "serialised": (90, product(n=128, relu=True)),
     "overwritten operand": (90, product(relu=True)),
+    "narrow offsets": (90, product(index=tl.int64)),
     "does not compile": (90, product(k=48)),
 }
 

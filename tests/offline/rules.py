@@ -96,6 +96,8 @@ def faults(
         found.append(f"{launch.registers} registers in {launch.warps} warps are too many")
     if launch.serialised:
         found.append("ptxas serialises wgmma")
+    if launch.narrow_offsets:
+        found.append(f"{launch.narrow_offsets} offsets have 32 bits in a kernel for 64")
     if written := overwritten(code):
         found.append(f"{written[0].op} overwrites an operand of a wgmma in flight")
 

@@ -45,6 +45,7 @@ def test_check_passes_what_is_sound(planted, plant):
         ("no matrix unit", "not by HGMMA"),
         ("serialised", "serialises wgmma"),
         ("overwritten operand", "overwrites an operand"),
+        ("narrow offsets", "offsets have 32 bits"),
         ("does not compile", "must be a power of 2"),
         ("longer loop", "exceeds the recorded"),
         ("loop without budget", "no loop length is recorded"),
