@@ -1,4 +1,4 @@
-"""tritonconv: convolution and pooling for PyTorch in Triton, verified against torch.nn.
+"""tritonconv: convolution, pooling and batch norm for PyTorch in Triton, verified against torch.nn.
 
 Functions have torch.nn.functional's names, signatures and results; modules are drop-ins for
 torch.nn's.  Without a CUDA device the kernels run in Triton's interpreter: slow, and exact enough
@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 from .adaptive_avg_pool2d import adaptive_avg_pool1d, adaptive_avg_pool2d
 from .adaptive_max_pool2d import adaptive_max_pool1d, adaptive_max_pool2d
 from .avg_pool2d import avg_pool1d, avg_pool2d
+from .batch_norm import batch_norm
 from .conv1d import conv1d, conv_transpose1d
 from .conv2d import conv2d
 from .conv_transpose2d import conv_transpose2d
@@ -28,10 +29,14 @@ from .modules import (
     AdaptiveMaxPool2d,
     AvgPool1d,
     AvgPool2d,
+    BatchNorm1d,
+    BatchNorm2d,
     Conv1d,
     Conv2d,
     ConvTranspose1d,
     ConvTranspose2d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
     LazyConv1d,
     LazyConv2d,
     LazyConvTranspose1d,
@@ -50,10 +55,14 @@ __all__ = [
     "AdaptiveMaxPool2d",
     "AvgPool1d",
     "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "Conv1d",
     "Conv2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
     "LazyConv1d",
     "LazyConv2d",
     "LazyConvTranspose1d",
@@ -67,6 +76,7 @@ __all__ = [
     "as_torch",
     "avg_pool1d",
     "avg_pool2d",
+    "batch_norm",
     "conv1d",
     "conv2d",
     "conv_transpose1d",

@@ -37,6 +37,12 @@ def op(schema: str, fake: Callable) -> Callable:
 
 def apply(name: str, function: type[torch.autograd.Function], *args: Any) -> Any:
     """function.apply(*args), for a public operator called `name`."""
+    refuse_transforms(name, *args)
+    return function.apply(*args)
+
+
+def refuse_transforms(name: str, *args: Any) -> None:
+    """What would differentiate past the autograd Functions: silently wrong, if let through."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
             f"{name}: torch.func transforms are not supported; use torch.autograd"
@@ -47,7 +53,6 @@ def apply(name: str, function: type[torch.autograd.Function], *args: Any) -> Any
         raise NotImplementedError(
             f"{name}: forward-mode differentiation is not supported; use torch.autograd.grad"
         )
-    return function.apply(*args)
 
 
 def no_script(name: str) -> None:

@@ -11,6 +11,7 @@ from ._common import no_script
 from .adaptive_avg_pool2d import adaptive_avg_pool1d, adaptive_avg_pool2d
 from .adaptive_max_pool2d import adaptive_max_pool1d, adaptive_max_pool2d
 from .avg_pool2d import avg_pool1d, avg_pool2d
+from .batch_norm import batch_norm
 from .conv1d import conv1d, conv_transpose1d
 from .conv2d import conv2d
 from .conv_transpose2d import conv_transpose2d
@@ -65,6 +66,21 @@ class _MaxPool(_Layer):
             self.ceil_mode,
             self.return_indices,
         )
+
+
+class _BatchNorm(_Layer):
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        momentum = self.momentum or 0.0
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # the average of all batches so far
+                momentum = 1.0 / float(self.num_batches_tracked)
+        running = self.running_mean, self.running_var
+        of_batch = self.training or running == (None, None)
+        if self.training and not self.track_running_stats:
+            running = None, None
+        return batch_norm(input, *running, self.weight, self.bias, of_batch, momentum, self.eps)
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):
@@ -125,6 +141,26 @@ class MaxPool2d(_MaxPool, torch.nn.MaxPool2d):
     """As torch.nn.MaxPool2d, on max_pool2d's kernels."""
 
     _operator = staticmethod(max_pool2d)
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """As torch.nn.BatchNorm1d, on batch_norm's kernels."""
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """As torch.nn.BatchNorm2d, on batch_norm's kernels."""
+
+
+class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d, BatchNorm1d):
+    """As torch.nn.LazyBatchNorm1d; becomes our BatchNorm1d."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d, BatchNorm2d):
+    """As torch.nn.LazyBatchNorm2d; becomes our BatchNorm2d."""
+
+    cls_to_become = BatchNorm2d
 
 
 class AvgPool1d(_Layer, torch.nn.AvgPool1d):

@@ -12,15 +12,15 @@ LAYERS = {
     "kernels/_launch.py": {"_interpreter"},
     "kernels/_common.py": {"_launch"},
     "kernels/_pool.py": {"_common"},
+    "kernels/_split.py": {"_common", "_launch"},
     "kernels/_conv.py": {"_common", "conv"},
     "kernels/conv/geometry.py": set(),
     "kernels/conv/precision.py": set(),
     "kernels/conv/tiles.py": {"_launch"},
     "kernels/conv/taps.py": set(),
-    "kernels/conv/split.py": {"_common", "_launch"},
 }
-OPERATOR = {"_common", "_launch", "_pool"}
-FAMILY = {"_common", "_launch", "geometry", "precision", "tiles", "taps", "split", "conv"}
+OPERATOR = {"_common", "_launch", "_pool", "_split"}
+FAMILY = {"_common", "_launch", "geometry", "precision", "tiles", "taps", "_split", "conv"}
 
 
 def allowed(path: str) -> set[str]:
@@ -33,7 +33,7 @@ def allowed(path: str) -> set[str]:
         "kernels/conv2d.py": OPERATOR | {"_conv", "conv"},
         "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},
         "kernels/conv1d.py": {"_common", "conv2d", "conv_transpose2d"},
-        "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/*[12]d.py")} | {"_common"},
+        "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"_common"},
         "kernels/twins.py": {"modules"},
     }.get(path, OPERATOR)
 

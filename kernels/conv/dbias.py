@@ -8,10 +8,9 @@ A program owns BLOCK_C channels of a share of the pixels; the shares are added i
 import triton
 import triton.language as tl
 
+from .. import _split
 from .._common import accumulator, index_type, nhwc, op
 from .._launch import INTERPRETED, INTERPRETED_BLOCK, launch
-from . import tiles
-from .split import add_splits, split_buffer
 
 
 @triton.jit
@@ -42,12 +41,12 @@ def conv2d_dbias(dy):
     block_p = INTERPRETED_BLOCK // block_c if INTERPRETED else 32
     block_p = min(block_p, triton.next_power_of_2(pixels))
     tiles_c = triton.cdiv(C, block_c)
-    pixels_a_split = triton.cdiv(pixels, tiles.splits(tiles_c, triton.cdiv(pixels, block_p)))
+    pixels_a_split = triton.cdiv(pixels, _split.splits(tiles_c, triton.cdiv(pixels, block_p)))
     splits = triton.cdiv(pixels, pixels_a_split)
-    partial = split_buffer(splits, (C,), dy)
+    partial = _split.split_buffer(splits, (C,), dy)
     launch(
         _conv2d_dbias_kernel, tiles_c * splits,
         dy, partial, pixels, C, pixels_a_split,
         accumulator(dy.dtype), index_type(dy), block_p, block_c, out=partial,
     )  # fmt: skip
-    return add_splits(partial, (C,), dy.dtype)
+    return _split.add_splits(partial, (C,), dy.dtype)

@@ -62,9 +62,7 @@ UNALIGNED = {
     ),
 }
 ALIGNED_TO = 16  # elements; what Triton distinguishes
-PROGRAMS = 264  # two for each multiprocessor of an H100: fewer leave some idle
 STEP = 2**17  # elements that cost the interpreter as much as a step's fixed part
-LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
 
 
 def choose(m: int, n: int, k: int, x: torch.Tensor, channels: int) -> Tile:
@@ -111,10 +109,3 @@ def pixel_box(pixels: int, height: int, width: int) -> tuple[int, int, int]:
     columns = min(triton.next_power_of_2(width), pixels)
     rows = min(triton.next_power_of_2(height), pixels // columns)
     return pixels // (columns * rows), rows, columns
-
-
-def splits(programs: int, steps: int) -> int:
-    """Into how many parts to split a reduction of `steps` steps; depends on shapes alone."""
-    if INTERPRETED:
-        return 1
-    return max(min(PROGRAMS // programs, steps // LONG_ENOUGH), 1)

@@ -12,12 +12,12 @@ workspace and are added in fixed order, so the result repeats bit for bit.
 import triton
 import triton.language as tl
 
+from .. import _split
 from .._common import accumulator, empty_in, index_type, leave, nhwc, op
 from .._launch import launch
 from . import tiles
 from .geometry import SCHEMA, Geometry
 from .precision import input_precision
-from .split import add_splits, split_buffer
 from .taps import FEW_CHANNELS
 
 
@@ -141,9 +141,9 @@ def conv2d_wgrad(dy, x, w_shape, memory_format, *geometry):
     tiles_n = triton.cdiv(KH * KW * CG, tile.n) if flat else KH * KW * triton.cdiv(CG, tile.n)
     programs = triton.cdiv(COG, tile.m) * tiles_n * g.groups
     boxes = boxes_n * boxes_h * boxes_w
-    boxes_a_split = triton.cdiv(boxes, tiles.splits(programs, boxes))
+    boxes_a_split = triton.cdiv(boxes, _split.splits(programs, boxes))
     splits = triton.cdiv(boxes, boxes_a_split)
-    partial = split_buffer(splits, w_shape, x)
+    partial = _split.split_buffer(splits, w_shape, x)
     launch(
         _conv2d_wgrad_kernel, programs * splits,
         dy, x, partial,
@@ -153,5 +153,5 @@ def conv2d_wgrad(dy, x, w_shape, memory_format, *geometry):
         tile.m, tile.n, *box, tile.stages,
         out=partial, num_warps=tile.warps,
     )  # fmt: skip
-    dw = add_splits(partial, (CO, KH, KW, CG), x.dtype).permute(0, 3, 1, 2)
+    dw = _split.add_splits(partial, (CO, KH, KW, CG), x.dtype).permute(0, 3, 1, 2)
     return leave(dw, memory_format)

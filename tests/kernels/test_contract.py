@@ -35,6 +35,10 @@ OPERATORS = {
     "adaptive_avg_pool2d": (lambda x: tritonconv.adaptive_avg_pool2d(x, (3, 2)), [(2, 3, 7, 6)]),
     "adaptive_max_pool1d": (lambda x: tritonconv.adaptive_max_pool1d(x, 3), [(2, 3, 7)]),
     "adaptive_max_pool2d": (lambda x: tritonconv.adaptive_max_pool2d(x, (3, 2)), [(2, 3, 7, 6)]),
+    "batch_norm": (
+        lambda x, w, b: tritonconv.batch_norm(x, None, None, w, b, training=True),
+        [(2, 3, 7, 6), (3,), (3,)],
+    ),
     "corr2d": (tritonconv.corr2d, [(7, 6), (3, 2)]),
 }
 CONVOLUTION = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2}
@@ -48,6 +52,8 @@ MODULES = {
     "MaxPool2d": WINDOW,
     "AvgPool1d": WINDOW | {"count_include_pad": False},
     "AvgPool2d": WINDOW | {"count_include_pad": False},
+    "BatchNorm1d": {"num_features": 4, "momentum": 0.2},
+    "BatchNorm2d": {"num_features": 4, "momentum": 0.2},
     "AdaptiveAvgPool1d": {"output_size": 2},
     "AdaptiveAvgPool2d": {"output_size": (2, None)},
     "AdaptiveMaxPool1d": {"output_size": 2},
@@ -73,6 +79,11 @@ def raw_ops(device):
     dy = torch.randn(2, 6, 4, 3, device=device)
     pool = ([3, 3], [2, 2], [1, 1], [1, 1], False)
     dp, tap = torch.randn(2, 4, 4, 3, device=device), ops.max_pool2d(x, True, *pool)[1]
+    mean, var, sums = (
+        torch.zeros(4, device=device),
+        torch.ones(4, device=device),
+        torch.ones(2, 4, device=device),
+    )
     at = ops.adaptive_max_pool2d(x, list(dp.shape[2:]), True)[1]
     return {
         "conv2d": (x.to(memory_format=last), w, b, last, *conv),
@@ -86,6 +97,10 @@ def raw_ops(device):
         "avg_pool2d_bwd": (dp, list(x.shape), last, *pool, False, 2),
         "adaptive_max_pool2d": (x, [3, 2], True),
         "adaptive_max_pool2d_scatter": (dp, at, list(x.shape), last),
+        "batch_norm_stats": (x,),
+        "batch_norm": (x, mean, var, mean, None, 1e-5, last),
+        "batch_norm_sums": (x, x, mean, var, 1e-5),
+        "batch_norm_bwd": (x, x, mean, var, var, sums, 1e-5, last),
         "adaptive_avg_pool2d": (x, [3, 2]),
         "adaptive_avg_pool2d_bwd": (dp, list(x.shape), first),
         "corr2d": (x[0, 0], w[0, 0], [0, 1]),
@@ -236,6 +251,26 @@ def test_convolution_module_takes_device_and_dtype(name):
     assert module(x).dtype == torch.float64
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
+def test_batch_norm_module_compiles_whole_with_its_statistics(device):
+    x = torch.randn(2, 4, 5, 5, device=device)
+    eager = tritonconv.BatchNorm2d(4).to(device)
+    model = copy.deepcopy(eager)
+    compiled = torch.compile(model, fullgraph=True)
+    for _ in range(2):
+        assert_equal(forward_backward(compiled, x), forward_backward(eager, x))
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d"])
+def test_lazy_batch_norm_becomes_ours(name, device):
+    lazy = getattr(tritonconv, f"Lazy{name}")(device=device)
+    lazy(module_input(name).to(device))
+    assert type(lazy) is getattr(tritonconv, name)
+    assert lazy.num_features == 4
+
+
 @pytest.mark.parametrize("name", ["Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"])
 def test_lazy_module_becomes_ours(name, device):
     lazy = getattr(tritonconv, f"Lazy{name}")(6, 3, device=device)
@@ -322,6 +357,7 @@ def test_gradients_have_the_strides_that_data_parallel_training_expects(
 def small_model():
     return nn.Sequential(
         tritonconv.Conv2d(2, 4, 3, padding=1),
+        tritonconv.BatchNorm2d(4),
         nn.ReLU(),
         tritonconv.ConvTranspose2d(4, 3, 2, stride=2),
         tritonconv.MaxPool2d(2),

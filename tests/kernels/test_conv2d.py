@@ -10,7 +10,7 @@ from reference import (
     integers,
 )
 from torch.nn import functional as F
-from tritonconv import _common, conv2d
+from tritonconv import _common, _split, conv2d
 from tritonconv.conv import tiles
 from tritonconv.conv.precision import input_precision
 
@@ -138,7 +138,7 @@ def test_conv2d_is_exact_with_every_tile(name, size, tile, device, monkeypatch):
     }[name]
     given = case.tensors(device, DTYPES[size], integers)
     monkeypatch.setattr(tiles, "choose", lambda *problem: tile)
-    monkeypatch.setattr(tiles, "splits", lambda programs, steps: min(steps, 3))
+    monkeypatch.setattr(_split, "splits", lambda programs, steps: min(steps, 3))
     y = case.ours(*given)
     dy = integers(*y.shape, most=1).to(y)
     assert_equal(forward_backward(case.ours, *given, dy=dy), case.expected(given, dy))
@@ -150,7 +150,7 @@ def test_conv2d_gradients_do_not_depend_on_splits(splits, device, monkeypatch):
     given = case.tensors(device, torch.float32, integers)
     small = tiles.Tile(16, 16, 16, 4, 2)
     monkeypatch.setattr(tiles, "choose", lambda *problem: small)
-    monkeypatch.setattr(tiles, "splits", lambda programs, steps: min(splits, steps))
+    monkeypatch.setattr(_split, "splits", lambda programs, steps: min(splits, steps))
     dy = integers(5, 4, 9, 9)
     assert_equal(forward_backward(case.ours, *given, dy=dy), case.expected(given, dy))
 

@@ -78,6 +78,12 @@ def pool(operator, *args, **options) -> Callable[[str], None]:
     return call
 
 
+def batch_norm(dtype: str) -> None:
+    x, w, b = empty((8, 64, 28, 28), dtype), empty((64,), dtype), empty((64,), dtype)
+    y = tritonconv.batch_norm(x, None, None, w, b, training=True)
+    y.backward(torch.empty_like(y))
+
+
 def corr2d(dtype: str) -> None:
     y = tritonconv.corr2d(empty((30, 30), dtype), empty((3, 3), dtype))
     y.backward(torch.empty_like(y))
@@ -104,6 +110,7 @@ FEW_OUT = narrow(FEW["conv2d_dgrad"], "conv2d_dgrad")
 ODD = narrow("channels are no multiple of 16: rows may start unaligned", *PASSES)
 ODD_SUM = narrow("the weights are no multiple of 16 elements", "add_splits")
 SMALL_SUM = narrow("the bias fills a block with one element a thread", "add_splits")
+BATCH_SUM = SMALL_SUM | narrow("a value a thread for each channel", "batch_norm_combine")
 TF32 = narrow(
     "wgmma reads tf32 along the reduction only; what lies across it is copied by element",
     "conv2d_dgrad sm_90",
@@ -140,6 +147,7 @@ TILES = (
     Case("avg 3x3/2", "fp16", pool(avg_pool2d, 3, 2, 1)),
     Case("adaptive avg 6x6", "fp16", pool(adaptive_avg_pool2d, 6)),
     Case("adaptive max 6x6", "fp16", pool(adaptive_max_pool2d, 6)),
+    Case("batch norm 64", "fp16", batch_norm, BATCH_SUM),
     Case("corr2d 3x3", "fp16", corr2d),
 )
 
@@ -201,6 +209,8 @@ FORMS = (
     Case("adaptive max 6x6", "fp32", pool(adaptive_max_pool2d, 6)),
     Case("adaptive max 6x6 wide", "fp16", wide(pool(adaptive_max_pool2d, 6))),
     Case("avg 3x3/2 wide", "fp16", wide(pool(avg_pool2d, 3, 2, 1))),
+    *(Case("batch norm 64", dtype, batch_norm, BATCH_SUM) for dtype in ("bf16", "fp32", "fp64")),
+    Case("batch norm 64 wide", "fp16", wide(batch_norm), BATCH_SUM),
     *(Case("corr2d 3x3", dtype, corr2d) for dtype in ("fp32", "fp64")),
 )
 CASES = {80: TILES + FORMS, 89: TILES, 90: TILES + FORMS}

@@ -1,4 +1,4 @@
-"""Partial sums of a split reduction, and their sum in fixed order.
+"""Reductions split between programs: into how many parts, and their sum in fixed order.
 
     out[i] = sum_s partial[s, i]
 
@@ -12,9 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._common import index_type
-from .._launch import INTERPRETED, INTERPRETED_BLOCK, launch
+from ._common import index_type
+from ._launch import INTERPRETED, INTERPRETED_BLOCK, launch
 
+PROGRAMS = 264  # two for each multiprocessor of an H100: fewer leave some idle
+LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
 BLOCK = INTERPRETED_BLOCK if INTERPRETED else 512
 
 
@@ -30,6 +32,13 @@ def _add_splits_kernel(
             partial_ptr + (tl.cast(split, INDEX) * numel + offs), mask=offs < numel, other=0.0
         )
     tl.store(out_ptr + offs, acc, mask=offs < numel)
+
+
+def splits(programs: int, steps: int) -> int:
+    """Into how many parts to split a reduction of `steps` steps; depends on shapes alone."""
+    if INTERPRETED:
+        return 1
+    return max(min(PROGRAMS // programs, steps // LONG_ENOUGH), 1)
 
 
 def split_buffer(splits: int, shape: Sequence[int], x: Tensor) -> Tensor:
