@@ -53,6 +53,7 @@ def _run(step: Step, log: Path) -> str:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_listen,
         )
         try:
             status = process.wait(step.seconds)
@@ -60,6 +61,11 @@ def _run(step: Step, log: Path) -> str:
             _stop(process)
             return f"stopped after {step.seconds:.0f} s"
     return "passed" if status == 0 else f"failed with status {status}"
+
+
+def _listen() -> None:
+    """Interrupts reach the step, which in the background would inherit deafness to them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: subprocess.Popen) -> None:
