@@ -18,8 +18,9 @@ export OPENBLAS_NUM_THREADS ?= 1
 demo: $(install)
 	$(python) -m tritonconv.nets train lenet
 
+# In several processes where pytest-xdist is installed.
 test: $(install)
-	$(python) -m pytest
+	$(python) -m pytest $$($(python) -c "import xdist" 2>/dev/null && echo "-n auto --maxprocesses 4")
 
 lint: $(install)
 	$(python) -m ruff check .
