@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import _train_command
+from . import _commands, _train_command
 
 PROGRAM = "python -m tritonconv.nets"
 
@@ -23,8 +23,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _train_command.add_to(commands)
+    _commands.add_to(commands)
     args = parser.parse_args(argv)
-    args.run(args, parser.error)
+    try:
+        args.run(args, parser.error)
+    except KeyboardInterrupt:
+        parser.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The images to learn from: scikit-learn's digits, and Fashion-MNIST in its IDX files.
+"""The images to learn from: scikit-learn's digits, Fashion-MNIST in its IDX files and CIFAR-10.
 
-Both are grey images of ten classes, resized to 28x28, with values in [0, 1].
+All have ten classes and values in [0, 1]: grey 28x28 images, or CIFAR-10's coloured 32x32.
 """
 
 import gzip
@@ -9,6 +9,7 @@ import http.client
 import math
 import urllib.request
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +32,29 @@ CLASSES = 10
 
 
 class Split(NamedTuple):
-    images: Tensor  # [N, 1, 28, 28], floating
+    images: Tensor  # [N, C, H, W], floating
     labels: Tensor  # [N], int64
+    size: int | None = None  # of a batch's square images, if it is not that of the stored ones
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Split":
-        return Split(self.images.to(device, dtype), self.labels.to(device))
+        return self._replace(images=self.images.to(device, dtype), labels=self.labels.to(device))
+
+    def batch(
+        self, index: Tensor, change: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images and labels at index [B], the images changed, then resized: [B, C, size, size].
+
+        On a GPU the images are channels_last.
+        """
+        index = index.to(self.images.device)
+        images = self.images[index]
+        if change is not None:
+            images = change(images)
+        if self.size not in (None, images.shape[-1]):
+            images = F.interpolate(images, size=self.size, mode="bilinear")
+        if images.is_cuda:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, self.labels[index]
 
 
 class Dataset(NamedTuple):
@@ -45,6 +64,25 @@ class Dataset(NamedTuple):
     def to(self, device: torch.device, dtype: torch.dtype) -> "Dataset":
         """The same data on a device, images in a dtype."""
         return Dataset(self.train.to(device, dtype), self.test.to(device, dtype))
+
+    def resized(self, size: int) -> "Dataset":
+        """The same data in batches of size x size images."""
+        return Dataset(self.train._replace(size=size), self.test._replace(size=size))
+
+
+def augmented(images: Tensor) -> Tensor:
+    """Each image, mirrored or not, cropped from itself in a frame of zeros H // 8 wide.
+
+    What is drawn comes from torch's CPU generator.
+    """
+    N, _, H, W = images.shape
+    frame = H // 8
+    top, left = torch.randint(2 * frame + 1, (2, N, 1))
+    h, w = top + torch.arange(H), left + torch.arange(W)  # [N, H], [N, W]
+    w = torch.where(torch.rand(N, 1) < 0.5, w.flip(1), w)
+    n, h, w = (i.to(images.device) for i in (torch.arange(N).view(N, 1, 1), h, w))
+    framed = F.pad(images, [frame] * 4)
+    return framed[n, :, h.unsqueeze(2), w.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
 def digits() -> Dataset:
@@ -72,6 +110,44 @@ def fashion_mnist(folder: Path) -> Dataset:
     file that cannot be read, ValueError for one that is not what its name says.
     """
     return Dataset(_split(_raw(folder), "train"), _split(_raw(folder), "t10k"))
+
+
+def cifar10(folder: Path) -> Dataset:
+    """CIFAR-10 (Krizhevsky, 2009) from folder/cifar-10-batches-bin, its published binary version.
+
+    The six files may hold any number of images.  Raises OSError for a file that cannot be read,
+    ValueError for one that is not what its name says.
+    """
+    files = [folder / "cifar-10-batches-bin" / f"data_batch_{i}.bin" for i in range(1, 6)]
+    parts = [read_cifar10(path) for path in files]
+    images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Dataset(
+        Split(images, labels), Split(*read_cifar10(files[0].with_name("test_batch.bin")))
+    )
+
+
+def read_cifar10(path: Path) -> tuple[Tensor, Tensor]:
+    """Images [N, 3, 32, 32] and labels [N] of one of CIFAR-10's binary files.
+
+    Format: https://www.cs.toronto.edu/~kriz/cifar.html.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: expected this file, got none; name the folder that holds {path.parent.name}"
+        )
+    content, record = path.read_bytes(), 1 + 3 * 32 * 32
+    if not content or len(content) % record:
+        raise ValueError(
+            f"{path}: expected images of {record} bytes each (30730000 bytes as published), got "
+            f"{len(content)} bytes; fetch cifar-10-binary.tar.gz again"
+        )
+    records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, record)
+    labels = records[:, 0].long()
+    if labels.max() >= CLASSES:
+        raise ValueError(
+            f"{path}: expected labels below {CLASSES}, got {labels.max()}; fetch it again"
+        )
+    return records[:, 1:].view(-1, 3, 32, 32) / 255, labels
 
 
 def download_fashion_mnist(folder: Path) -> None:

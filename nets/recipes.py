@@ -1,31 +1,96 @@
 """How a network is trained, as data: one line a recipe."""
 
+import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.optim import SGD, Adam
 from tritonconv import AvgPool2d, MaxPool2d
+
+from .registry import NETWORKS
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 POOLS = {"avg": AvgPool2d, "max": MaxPool2d}
+OPTIMIZERS = {"sgd": SGD, "adam": Adam}
+# the learning rate's factor, by the part of the epochs that is over
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "none": lambda over: 1.0,
+    "cosine": lambda over: (1 + math.cos(math.pi * over)) / 2,
+    "step": lambda over: 0.1 ** int(3 * over),
+}
 
 
 class Recipe(NamedTuple):
-    activation: str
-    pool: str
-    optimizer: type[torch.optim.Adam] | type[torch.optim.SGD]
+    network: str
+    optimizer: str
     lr: float
     batch_size: int
     epochs: int
+    size: int = 28  # images are resized to size x size
+    activation: str | None = None  # this and pool: for lenet alone
+    pool: str | None = None
+    width_divisor: int | None = None  # for the VGGs alone
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "none"
+    augment: bool = False  # random flips and crops
 
     def __str__(self) -> str:
-        return (
-            f"{self.activation}, {self.pool} pool, {self.optimizer.__name__} {self.lr:g}, "
-            f"batch {self.batch_size}"
+        parts = [
+            self.activation,
+            self.pool and f"{self.pool} pool",
+            self.width_divisor and f"widths / {self.width_divisor}",
+            self.size != 28 and f"{self.size}x{self.size}",
+            f"{OPTIMIZERS[self.optimizer].__name__} {self.lr:g}",
+            self.momentum and f"momentum {self.momentum:g}",
+            self.weight_decay and f"weight decay {self.weight_decay:g}",
+            self.schedule != "none" and f"{self.schedule} schedule",
+            f"batch {self.batch_size}",
+            self.augment and "flips and crops",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def make(self, num_classes: int, in_channels: int) -> nn.Module:
+        """The network, with the weights of its constructor."""
+        options = {}
+        if self.activation:
+            options["activation"] = ACTIVATIONS[self.activation]
+        if self.pool:
+            options["pool"] = POOLS[self.pool]
+        if self.width_divisor:
+            options["width_divisor"] = self.width_divisor
+        make = NETWORKS[self.network].make
+        return make(num_classes=num_classes, in_channels=in_channels, **options)
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        options = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
+        return OPTIMIZERS[self.optimizer](
+            parameters, lr=self.lr, weight_decay=self.weight_decay, **options
         )
+
+    def lr_in(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 1."""
+        return self.lr * SCHEDULES[self.schedule]((epoch - 1) / self.epochs)
 
 
 RECIPES = {
-    "lenet": Recipe("tanh", "avg", torch.optim.Adam, lr=2e-3, batch_size=64, epochs=5),
-    "d2l-lenet": Recipe("sigmoid", "avg", torch.optim.SGD, lr=0.9, batch_size=256, epochs=10),
+    "lenet": Recipe("lenet", "adam", 2e-3, 64, 5, 28, "tanh", "avg"),
+    "d2l-lenet": Recipe("lenet", "sgd", 0.9, 256, 10, 28, "sigmoid", "avg"),
+    "d2l-alexnet": Recipe("alexnet_two_tower", "sgd", 0.01, 128, 10, 224),
+    "d2l-vgg11": Recipe("vgg11", "sgd", 0.05, 128, 10, 224, width_divisor=4),
+    "d2l-nin": Recipe("nin", "sgd", 0.1, 128, 10, 224),
+    "d2l-googlenet": Recipe("googlenet_plain", "sgd", 0.1, 128, 10, 96),
+    "d2l-resnet18": Recipe("resnet18", "sgd", 0.05, 256, 10, 96),
+    "seed-resnet18": Recipe("resnet18", "adam", 1e-3, 128, 5, 96),
 }
+
+
+def recipe_of(network: str) -> Recipe:
+    """The recipe under the network's name, or what trains most of them."""
+    usual = Recipe(
+        network, "sgd", 0.01, 128, 10, NETWORKS[network].size,
+        momentum=0.9, weight_decay=5e-4, schedule="cosine",
+    )  # fmt: skip
+    return RECIPES.get(network, usual)

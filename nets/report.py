@@ -49,3 +49,22 @@ def write_curves(path: Path, history: Sequence[Metrics], title: str) -> None:
         axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
+
+
+class Scalars:
+    """Metrics by epoch for TensorBoard, in folder; ModuleNotFoundError without tensorboard."""
+
+    def __init__(self, folder: Path, past_epochs: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "tensorboard is not installed; pip install tensorboard, or leave out --tensorboard"
+            ) from error
+        self.writer = SummaryWriter(folder, purge_step=past_epochs + 1)  # hides later ones
+
+    def write(self, metrics: Metrics) -> None:
+        for name, value in metrics._asdict().items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, metrics.epoch)
+        self.writer.flush()

@@ -1,3 +1,4 @@
+import functools
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,15 @@ def idx(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
 
 
-@pytest.fixture
-def write_idx_set(tmp_path) -> Callable[..., Path]:
-    """Writes random images as Fashion-MNIST's four files, and returns the folder for --data-dir."""
+@pytest.fixture(scope="session")
+def write_idx_set_to() -> Callable[..., Path]:
+    """Writes random images as Fashion-MNIST's four files under a folder, and returns the folder."""
 
-    def write(train: int = 8, test: int = 4, size: int = 28, zipped: bool = False) -> Path:
+    def write(
+        folder: Path, train: int = 8, test: int = 4, size: int = 28, zipped: bool = False
+    ) -> Path:
         random = np.random.default_rng(0)
-        raw = tmp_path / "data" / "FashionMNIST" / "raw"
+        raw = folder / "FashionMNIST" / "raw"
         raw.mkdir(parents=True)
         for part, number in (("train", train), ("t10k", test)):
             images = random.integers(0, 256, (number, size, size))
@@ -29,6 +32,11 @@ def write_idx_set(tmp_path) -> Callable[..., Path]:
                     path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(idx(array)))
                 else:
                     path.write_bytes(idx(array))
-        return tmp_path / "data"
+        return folder
 
     return write
+
+
+@pytest.fixture
+def write_idx_set(write_idx_set_to, tmp_path) -> Callable[..., Path]:
+    return functools.partial(write_idx_set_to, tmp_path / "data")

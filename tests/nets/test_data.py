@@ -2,11 +2,19 @@ import hashlib
 import http.client
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
 from tritonconv.nets import data
-from tritonconv.nets.data import digits, download_fashion_mnist, fashion_mnist, read_idx
+from tritonconv.nets.data import (
+    augmented,
+    cifar10,
+    digits,
+    download_fashion_mnist,
+    fashion_mnist,
+    read_idx,
+)
 
 TRAIN_IMAGES = "FashionMNIST/raw/train-images-idx3-ubyte"
 TRAIN_LABELS = "FashionMNIST/raw/train-labels-idx1-ubyte"
@@ -185,3 +193,85 @@ def test_download_reports_a_broken_connection(monkeypatch, tmp_path):
     monkeypatch.setattr(urllib.request, "urlopen", broken)
     with pytest.raises(OSError, match="could not download http"):
         download_fashion_mnist(tmp_path)
+
+
+RECORD = 1 + 3 * 32 * 32
+
+
+@pytest.fixture
+def cifar_folder(tmp_path) -> Path:
+    """CIFAR-10's six files, of two images each: label i, then i for red, 100 green, 200 blue."""
+    raw = tmp_path / "cifar-10-batches-bin"
+    raw.mkdir()
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        images = [bytes([label, *[label] * 1024, *[100] * 1024, *[200] * 1023, number])
+                  for label in (number, 9)]  # fmt: skip
+        (raw / f"{name}.bin").write_bytes(b"".join(images))
+    return tmp_path
+
+
+def test_cifar10_reads_back_what_was_written(cifar_folder):
+    train, test = cifar10(cifar_folder)
+    assert train.images.shape == (10, 3, 32, 32)
+    assert test.images.shape == (2, 3, 32, 32)
+    assert train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert test.labels.tolist() == [5, 9]
+    values = (test.images[0] * 255).round()
+    assert values[0].unique().tolist() == [5]
+    assert values[1].unique().tolist() == [100]
+    assert values[2].flatten()[:-1].unique().tolist() == [200]
+    assert values[2, 31, 31] == 5
+
+
+def hold_one_cifar_label_10(path):
+    path.write_bytes(bytes([10]) + bytes(RECORD - 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "error", "message"),
+    [
+        (remove, "data_batch_3.bin", FileNotFoundError, "expected this file, got none"),
+        (truncate, "data_batch_5.bin", ValueError, "3073 bytes each .* got 6145 bytes"),
+        (empty, "test_batch.bin", ValueError, "got 0 bytes"),
+        (hold_one_cifar_label_10, "test_batch.bin", ValueError, "labels below 10, got 10"),
+    ],
+)
+def test_cifar10_refuses_a_bad_file_by_name(cifar_folder, damage, name, error, message):
+    damage(cifar_folder / "cifar-10-batches-bin" / name)
+    with pytest.raises(error, match=message) as raised:
+        cifar10(cifar_folder)
+    assert str(cifar_folder / "cifar-10-batches-bin" / name) in str(raised.value)
+
+
+def test_batches_are_changed_then_resized():
+    images = torch.arange(6.0).view(3, 2, 1, 1).expand(3, 2, 4, 4)
+    split = data.Split(images, torch.tensor([7, 8, 9]), size=6)
+    batch, labels = split.batch(torch.tensor([2, 0]), lambda x: x + 10)
+    assert batch.shape == (2, 2, 6, 6)
+    assert batch[:, :, 0, 0].tolist() == [[14, 15], [10, 11]]
+    assert labels.tolist() == [9, 7]
+
+
+def test_augmented_images_are_windows_of_the_framed_image_or_its_mirror():
+    images = torch.rand(40, 3, 16, 16) + 1
+    torch.manual_seed(1)
+    changed = augmented(images)
+    torch.manual_seed(1)
+    assert torch.equal(changed, augmented(images))
+    framed = torch.nn.functional.pad(images, [2] * 4)
+    seen = set()
+    for i in range(40):
+        places = [
+            (top, left, mirrored)
+            for top in range(5)
+            for left in range(5)
+            for mirrored in (False, True)
+            if torch.equal(
+                changed[i].flip(2) if mirrored else changed[i],
+                framed[i, :, top : top + 16, left : left + 16],
+            )
+        ]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert {mirrored for _, _, mirrored in seen} == {False, True}
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
