@@ -19,6 +19,7 @@ def benchmarks(*arguments: object) -> subprocess.CompletedProcess:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the timings run, for minutes")
 def test_run_report_and_compare_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # ours is set by importing tritonconv
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # there pytest-benchmark would not run
     file = tmp_path / "results.json"
     done = benchmarks("run", "-k", "conv2d_call or lenet_kernels or lenet_c2", "--results", file)
     assert done.returncode == 0, done.stdout + done.stderr
