@@ -393,6 +393,10 @@ def short_mobilenet_v2() -> nn.Module:
     return nets.MobileNetV2(num_classes=5, width_mult=0.25, stages=[(1, 8, 1, 1), (2, 8, 2, 2)])
 
 
+def short_resnet50(groups: int = 1, width_per_group: int = 64) -> nn.Module:
+    return ResNet(Bottleneck, (1, 1, 1, 1), 5, groups=groups, width_per_group=width_per_group)
+
+
 # Inputs of about the least size that leaves batch normalisation several values a channel.
 REDUCED = {
     "alexnet_two_tower": (partial(nets.alexnet_two_tower, num_classes=5), (1, 1, 193, 193)),
@@ -409,9 +413,9 @@ REDUCED = {
     "a head of the paper's googlenet": (partial(InceptionAux, 8, 5), (2, 8, 14, 14)),
     "InceptionA": (partial(nets.InceptionA, 8, 4), (2, 8, 5, 5)),
     "resnet18": (partial(nets.resnet18, num_classes=5, in_channels=1), (2, 1, 33, 33)),
-    "a block of resnet50": (partial(Bottleneck, 64, 64, 2), (2, 64, 5, 5)),
-    "a block of resnext50_32x4d": (partial(Bottleneck, 64, 64, 2, 32, 4), (2, 64, 5, 5)),
-    "a block of wide_resnet50_2": (partial(Bottleneck, 64, 64, 2, 1, 128), (2, 64, 5, 5)),
+    "a short resnet50": (short_resnet50, (2, 3, 33, 33)),
+    "a short resnext50_32x4d": (partial(short_resnet50, 32, 4), (2, 3, 33, 33)),
+    "a short wide_resnet50_2": (partial(short_resnet50, 1, 128), (2, 3, 33, 33)),
     "a short mobilenet_v2": (short_mobilenet_v2, (2, 3, 33, 33)),
 }
 
