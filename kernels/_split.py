@@ -41,9 +41,30 @@ def splits(programs: int, steps: int) -> int:
     return max(min(PROGRAMS // programs, steps // LONG_ENOUGH), 1)
 
 
+def shares(programs: int, units: int, steps: int) -> tuple[int, int]:
+    """How many shares `units` make in a reduction of `steps` steps, and the units in each."""
+    share = triton.cdiv(units, splits(programs, steps))
+    return triton.cdiv(units, share), share
+
+
+@triton.jit
+def pixel_share(pixels, C, pixels_a_split, INDEX: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The program's share of [pixels, C]: channels [BLOCK_C], split, and pixels first to last."""
+    tiles_c = tl.cdiv(C, BLOCK_C)
+    c = tl.program_id(0) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    split = tl.cast(tl.program_id(0) // tiles_c, INDEX)
+    first = split * pixels_a_split
+    return c, split, first, tl.minimum(first + pixels_a_split, pixels)
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of partial sums, whole sums and statistics of values in dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def split_buffer(splits: int, shape: Sequence[int], x: Tensor) -> Tensor:
     """Room for `splits` partial sums of `shape`: in float32 (float64), or, if one, in x's dtype."""
-    dtype = x.dtype if splits == 1 or x.dtype == torch.float64 else torch.float32
+    dtype = x.dtype if splits == 1 else sum_dtype(x.dtype)
     return torch.empty((splits, *shape), dtype=dtype, device=x.device)
 
 

@@ -37,6 +37,7 @@ from ._common import (
     refuse_transforms,
 )
 from ._launch import INTERPRETED, launch
+from ._split import pixel_share, sum_dtype
 
 
 @triton.jit
@@ -53,11 +54,7 @@ def _batch_norm_stats_kernel(
     x_ptr, partial_ptr, pixels, C, pixels_a_split,  # x [pixels, C], partial [splits, 2, C]
     ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    tiles_c = tl.cdiv(C, BLOCK_C)
-    c = tl.program_id(0) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    split = tl.cast(tl.program_id(0) // tiles_c, INDEX)
-    first = split * pixels_a_split
-    last = tl.minimum(first + pixels_a_split, pixels)
+    c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
     mean, m2 = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
     for start in range(first, last, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
@@ -134,11 +131,7 @@ def _batch_norm_sums_kernel(
     EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    tiles_c = tl.cdiv(C, BLOCK_C)
-    c = tl.program_id(0) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    split = tl.cast(tl.program_id(0) // tiles_c, INDEX)
-    first = split * pixels_a_split
-    last = tl.minimum(first + pixels_a_split, pixels)
+    c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
     mean, rstd = _normalising(mean_ptr, var_ptr, c, C, EPS, ACC)
     sum_dy, sum_dy_x = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for start in range(first, last, BLOCK_P):
@@ -176,28 +169,23 @@ def _batch_norm_bwd_kernel(
     tl.store(dx_ptr + offs, dx * scale[None, :], mask=inside)
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _shares(pixels: int, C: int) -> tuple[int, int, int, dict[str, int]]:
     """For a reduction over pixels: programs, splits, pixels in each, and the block sizes."""
     block_c = min(triton.next_power_of_2(C), 64)
     block_p = min(4096 if INTERPRETED else 32, triton.next_power_of_2(pixels))
     tiles_c = triton.cdiv(C, block_c)
-    pixels_a_split = triton.cdiv(pixels, _split.splits(tiles_c, triton.cdiv(pixels, block_p)))
-    splits = triton.cdiv(pixels, pixels_a_split)
+    splits, pixels_a_split = _split.shares(tiles_c, pixels, triton.cdiv(pixels, block_p))
     return tiles_c * splits, splits, pixels_a_split, {"BLOCK_P": block_p, "BLOCK_C": block_c}
 
 
 @op(
     "batch_norm_stats(Tensor x) -> Tensor",
-    lambda x: x.new_empty((2, x.shape[1]), dtype=_sum_dtype(x)),
+    lambda x: x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype)),
 )
 def _batch_norm_stats(x):
     """[mean, var] of each channel."""
     N, C, H, W = x.shape
-    pixels, dtype = N * H * W, _sum_dtype(x)
+    pixels, dtype = N * H * W, sum_dtype(x.dtype)
     if x.numel() == 0:
         return x.new_full((2, C), float("nan"), dtype=dtype)
     programs, splits, pixels_a_split, blocks = _shares(pixels, C)
@@ -236,12 +224,12 @@ def _batch_norm(x, mean, var, w, b, eps, memory_format):
 
 @op(
     "batch_norm_sums(Tensor dy, Tensor x, Tensor mean, Tensor var, float eps) -> Tensor",
-    lambda dy, x, mean, var, eps: x.new_empty((2, x.shape[1]), dtype=_sum_dtype(x)),
+    lambda dy, x, mean, var, eps: x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype)),
 )
 def _batch_norm_sums(dy, x, mean, var, eps):
     """[sum(dy), sum(dy * x^)] of each channel."""
     N, C, H, W = x.shape
-    dtype = _sum_dtype(x)
+    dtype = sum_dtype(x.dtype)
     if x.numel() == 0:
         return x.new_zeros((2, C), dtype=dtype)
     programs, splits, pixels_a_split, blocks = _shares(N * H * W, C)
@@ -427,11 +415,11 @@ def _check(x, running_mean, running_var, weight, bias, training, eps) -> None:
                 f"batch_norm: expected {name} of shape ({x.shape[1]},), as many as input has "
                 f"channels, got {tuple(vector.shape)}"
             )
-        if vector.device != x.device or vector.dtype not in (x.dtype, _sum_dtype(x)):
+        if vector.device != x.device or vector.dtype not in (x.dtype, sum_dtype(x.dtype)):
             raise RuntimeError(
-                f"batch_norm: {name} must be {_sum_dtype(x)} or have input's dtype, on its device, "
-                f"got {vector.dtype} on {vector.device} for {x.dtype} on {x.device}; convert with "
-                ".to()"
+                f"batch_norm: {name} must be {sum_dtype(x.dtype)} or have input's dtype, on its "
+                f"device, got {vector.dtype} on {vector.device} for {x.dtype} on {x.device}; "
+                "convert with .to()"
             )
         if name.startswith("running") and vector.requires_grad:
             raise RuntimeError(f"batch_norm: {name} cannot require a gradient; detach it")

@@ -11,6 +11,7 @@ import triton.language as tl
 from .. import _split
 from .._common import accumulator, index_type, nhwc, op
 from .._launch import INTERPRETED, INTERPRETED_BLOCK, launch
+from .._split import pixel_share
 
 
 @triton.jit
@@ -18,11 +19,7 @@ def _conv2d_dbias_kernel(
     dy_ptr, db_ptr, pixels, C, pixels_a_split,  # dy [pixels, C], db [splits, C]
     ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    tiles_c = tl.cdiv(C, BLOCK_C)
-    c = tl.program_id(0) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    split = tl.cast(tl.program_id(0) // tiles_c, INDEX)
-    first = split * pixels_a_split
-    last = tl.minimum(first + pixels_a_split, pixels)
+    c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
     acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for start in range(first, last, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
@@ -41,8 +38,7 @@ def conv2d_dbias(dy):
     block_p = INTERPRETED_BLOCK // block_c if INTERPRETED else 32
     block_p = min(block_p, triton.next_power_of_2(pixels))
     tiles_c = triton.cdiv(C, block_c)
-    pixels_a_split = triton.cdiv(pixels, _split.splits(tiles_c, triton.cdiv(pixels, block_p)))
-    splits = triton.cdiv(pixels, pixels_a_split)
+    splits, pixels_a_split = _split.shares(tiles_c, pixels, triton.cdiv(pixels, block_p))
     partial = _split.split_buffer(splits, (C,), dy)
     launch(
         _conv2d_dbias_kernel, tiles_c * splits,

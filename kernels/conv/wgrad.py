@@ -141,8 +141,7 @@ def conv2d_wgrad(dy, x, w_shape, memory_format, *geometry):
     tiles_n = triton.cdiv(KH * KW * CG, tile.n) if flat else KH * KW * triton.cdiv(CG, tile.n)
     programs = triton.cdiv(COG, tile.m) * tiles_n * g.groups
     boxes = boxes_n * boxes_h * boxes_w
-    boxes_a_split = triton.cdiv(boxes, _split.splits(programs, boxes))
-    splits = triton.cdiv(boxes, boxes_a_split)
+    splits, boxes_a_split = _split.shares(programs, boxes, boxes)
     partial = _split.split_buffer(splits, w_shape, x)
     launch(
         _conv2d_wgrad_kernel, programs * splits,
