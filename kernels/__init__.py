@@ -19,6 +19,7 @@ from .avg_pool2d import avg_pool1d, avg_pool2d
 from .batch_norm import batch_norm
 from .conv1d import conv1d, conv_transpose1d
 from .conv2d import conv2d
+from .conv_bn_relu import conv_bn_relu
 from .conv_transpose2d import conv_transpose2d
 from .corr2d import corr2d
 from .max_pool2d import max_pool1d, max_pool2d
@@ -79,6 +80,7 @@ __all__ = [
     "batch_norm",
     "conv1d",
     "conv2d",
+    "conv_bn_relu",
     "conv_transpose1d",
     "conv_transpose2d",
     "convert",

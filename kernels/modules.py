@@ -71,6 +71,14 @@ class _MaxPool(_Layer):
 class _BatchNorm(_Layer):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
+        *running, of_batch, momentum = self.statistics()
+        return batch_norm(input, *running, self.weight, self.bias, of_batch, momentum, self.eps)
+
+    def statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
+        """Running mean and variance, whether to take the batch's instead, and the momentum.
+
+        A call counts the batch, in training.
+        """
         momentum = self.momentum or 0.0
         if self.training and self.track_running_stats:
             self.num_batches_tracked.add_(1)
@@ -80,7 +88,7 @@ class _BatchNorm(_Layer):
         of_batch = self.training or running == (None, None)
         if self.training and not self.track_running_stats:
             running = None, None
-        return batch_norm(input, *running, self.weight, self.bias, of_batch, momentum, self.eps)
+        return *running, of_batch, momentum
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):

@@ -18,18 +18,23 @@ LAYERS = {
     "kernels/conv/precision.py": set(),
     "kernels/conv/tiles.py": {"_launch"},
     "kernels/conv/taps.py": set(),
+    "kernels/conv/epilogue.py": {"_common", "norm"},
 }
 OPERATOR = {"_common", "_launch", "_pool", "_split"}
-FAMILY = {"_common", "_launch", "geometry", "precision", "tiles", "taps", "_split", "conv"}
+NORM = {"_common", "_launch", "_split", "normalise", "stats"}
+FAMILY = NORM | {"geometry", "precision", "tiles", "taps", "epilogue", "conv", "norm"}
 
 
 def allowed(path: str) -> set[str]:
     if path in LAYERS:
         return LAYERS[path]
+    if path.startswith("kernels/norm/"):
+        return NORM
     if path.startswith("kernels/conv/"):
         return FAMILY
     return {
         "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")},
+        "kernels/batch_norm.py": OPERATOR | {"norm"},
         "kernels/conv2d.py": OPERATOR | {"_conv", "conv"},
         "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},
         "kernels/conv1d.py": {"_common", "conv2d", "conv_transpose2d"},

@@ -3,7 +3,7 @@
     dx[n, h, w, c] = b[c] + sum_{kh, kw, o} dy[n, oh, ow, o] * w[o, kh, kw, c]
         where oh = (h + PH - kh*DH) / SH and ow = (w + PW - kw*DW) / SW are whole
 
-Which taps those are depends only on (h mod SH, w mod SW): for each of these SH*SW residue classes
+and what the epilogue makes of it.  Which taps those are depends only on (h mod SH, w mod SW): for each of these SH*SW residue classes
 the sum is a dense convolution of dy with every second, third, ... tap, so no product with a zero is
 computed.  A program owns BLOCK_M pixels of one class by BLOCK_N input channels of one group, and
 reads w as it lies.
@@ -16,7 +16,10 @@ import triton.language as tl
 
 from .._common import accumulator, empty_in, empty_nhwc, index_type, leave, nhwc, op, unravel
 from .._launch import launch
-from . import tiles
+from .._split import sum_dtype
+from ..norm.stats import combined, partial_statistics
+from . import epilogue, tiles
+from .epilogue import Epilogue, finish
 from .geometry import SCHEMA, Geometry
 from .precision import input_precision
 from .taps import accumulate_taps, form
@@ -35,11 +38,12 @@ def _class_taps(residue, K, S, P, D, STEP):
 
 @triton.jit
 def _conv2d_dgrad_kernel(
-    dy_ptr, w_ptr, b_ptr, dx_ptr,  # dy [N, OH, OW, CO], w [CO, KH, KW, CG], b [C], dx [N, H, W, C]
+    dy_ptr, w_ptr, dx_ptr,  # dy [N, OH, OW, CO], w [CO, KH, KW, CG], dx [N, H, W, C]
     N, H, W, CG, OH, OW, COG, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
     STEP_H, STEP_W,  # taps of one class lie this far apart
     tiles_m,  # tiles of the largest class
-    HAS_BIAS: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -79,31 +83,23 @@ def _conv2d_dgrad_kernel(
         FORM, TAIL, PRECISION, BLOCK_K, STAGES,
     )  # fmt: skip
 
-    if HAS_BIAS:
-        acc += tl.load(b_ptr + group * CG + n, mask=n < CG, other=0.0).to(ACC)[None, :]
-    tl.store(
-        dx_ptr + (((image * H + h) * W + w)[:, None] * C + (group * CG + n)[None, :]),
-        acc,
-        mask=(m < pixels)[:, None] & (n < CG)[None, :],
-    )
+    c = group * CG + n
+    finish(
+        acc, dx_ptr, ((image * H + h) * W + w)[:, None] * C + c[None, :], m < pixels, c, C, n < CG,
+        program,
+        b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+        EPS, ACTIVATION, ACC,
+    )  # fmt: skip
 
 
-def _fake(dy, w, bias, x_shape, memory_format, *geometry):
-    return empty_in(x_shape, dy, memory_format)
-
-
-@op(
-    "conv2d_dgrad(Tensor dy, Tensor w, Tensor? bias, SymInt[] x_shape, "
-    f"MemoryFormat memory_format, {SCHEMA}) -> Tensor",
-    _fake,
-)
-def conv2d_dgrad(dy, w, bias, x_shape, memory_format, *geometry):
+def _dgrad(dy, w, x_shape, end: Epilogue, with_stats: bool, memory_format, geometry):
+    """dx and, where wanted, [mean, var] of its channels."""
     g = Geometry(*geometry)
     dx = empty_nhwc(x_shape, dy)
     if dx.numel() == 0:
-        return leave(dx, memory_format)
+        return leave(dx, memory_format), None
     dy, w = nhwc(dy), nhwc(w)
-    N, _, H, W = x_shape
+    N, C, H, W = x_shape
     CO, OH, OW = dy.shape[1:]
     CG, KH, KW = w.shape[1:]
     COG = CO // g.groups
@@ -113,14 +109,48 @@ def conv2d_dgrad(dy, w, bias, x_shape, memory_format, *geometry):
     pixels = N * triton.cdiv(H, g.stride[0]) * triton.cdiv(W, g.stride[1])
     tile = tiles.choose(pixels, CG, taps * COG if which == "flat" else COG, dy, COG)
     tiles_m = triton.cdiv(pixels, tile.m)
+    parts = tiles_m * g.stride[0] * g.stride[1]
+    partial = partial_statistics(parts, C, dy) if with_stats else None
     launch(
-        _conv2d_dgrad_kernel,
-        tiles_m * g.stride[0] * g.stride[1] * triton.cdiv(CG, tile.n) * g.groups,
-        dy, w, None if bias is None else bias.contiguous(), dx,
+        _conv2d_dgrad_kernel, parts * triton.cdiv(CG, tile.n) * g.groups,
+        dy, w, dx,
         N, H, W, CG, OH, OW, COG, g.groups, KH, KW, *g.stride, *g.before, *g.dilation,
         *step, tiles_m,
-        bias is not None, which, COG % tile.k != 0, input_precision(dy),
+        *end.arguments(partial), which, COG % tile.k != 0, input_precision(dy),
         accumulator(dy.dtype), index_type(dx, dy, w), tile.m, tile.n, tile.k, tile.stages,
-        out=dx, num_warps=tile.warps,
+        out=(dx, partial) if with_stats else dx, num_warps=tile.warps,
     )  # fmt: skip
-    return leave(dx, memory_format)
+    return leave(dx, memory_format), combined(partial) if with_stats else None
+
+
+@op(
+    "conv2d_dgrad(Tensor dy, Tensor w, Tensor? bias, SymInt[] x_shape, "
+    f"MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    lambda dy, w, bias, x_shape, memory_format, *_: empty_in(x_shape, dy, memory_format),
+)
+def conv2d_dgrad(dy, w, bias, x_shape, memory_format, *geometry):
+    return _dgrad(dy, w, x_shape, Epilogue(bias), False, memory_format, geometry)[0]
+
+
+@op(
+    "conv2d_dgrad_stats(Tensor dy, Tensor w, Tensor? bias, SymInt[] x_shape, "
+    f"MemoryFormat memory_format, {SCHEMA}) -> (Tensor, Tensor)",
+    lambda dy, w, bias, x_shape, memory_format, *_: (
+        empty_in(x_shape, dy, memory_format),
+        dy.new_empty((2, x_shape[1]), dtype=sum_dtype(dy.dtype)),
+    ),
+)
+def conv2d_dgrad_stats(dy, w, bias, x_shape, memory_format, *geometry):
+    """dx, which has elements, and [mean, var] of its channels."""
+    return _dgrad(dy, w, x_shape, Epilogue(bias), True, memory_format, geometry)
+
+
+@op(
+    f"conv2d_dgrad_fused(Tensor dy, Tensor w, {epilogue.SCHEMA}, SymInt[] x_shape, "
+    f"MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    lambda dy, w, *args: empty_in(args[-7], dy, args[-6]),
+)
+def conv2d_dgrad_fused(dy, w, *args):
+    """As the epilogue says."""
+    *end, x_shape, memory_format = args[:-5]
+    return _dgrad(dy, w, x_shape, Epilogue(*end), False, memory_format, args[-5:])[0]

@@ -3,7 +3,8 @@
     y[n, oh, ow, o] = b[o] + sum_{kh, kw, c} x[n, h, w, c] * w[o, kh, kw, c]
         where h = oh*SH - PH + kh*DH, w = ow*SW - PW + kw*DW
 
-A program owns BLOCK_M pixels of y by BLOCK_N output channels of one group.
+and what the epilogue makes of it.  A program owns BLOCK_M pixels of y by BLOCK_N output channels of
+one group.
 """
 
 import triton
@@ -20,7 +21,10 @@ from .._common import (
     unravel,
 )
 from .._launch import launch
-from . import tiles
+from .._split import sum_dtype
+from ..norm.stats import combined, partial_statistics
+from . import epilogue, tiles
+from .epilogue import Epilogue, finish
 from .geometry import SCHEMA, Geometry
 from .precision import input_precision
 from .taps import accumulate_taps, form
@@ -28,9 +32,10 @@ from .taps import accumulate_taps, form
 
 @triton.jit
 def _conv2d_fwd_kernel(
-    x_ptr, w_ptr, b_ptr, y_ptr,  # x [N, H, W, C], w [CO, KH, KW, CG], b [CO], y [N, OH, OW, CO]
+    x_ptr, w_ptr, y_ptr,  # x [N, H, W, C], w [CO, KH, KW, CG], y [N, OH, OW, CO]
     pixels, H, W, CG, OH, OW, COG, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
-    HAS_BIAS: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -53,41 +58,71 @@ def _conv2d_fwd_kernel(
         KH, KW, CG, DH, DW, FORM, TAIL, PRECISION, BLOCK_K, STAGES,
     )  # fmt: skip
 
-    if HAS_BIAS:
-        acc += tl.load(b_ptr + group * COG + n, mask=n < COG, other=0.0).to(ACC)[None, :]
-    tl.store(
-        y_ptr + (m[:, None] * CO + (group * COG + n)[None, :]),
-        acc,
-        mask=(m < pixels)[:, None] & (n < COG)[None, :],
-    )
+    o = group * COG + n
+    finish(
+        acc, y_ptr, m[:, None] * CO + o[None, :], m < pixels, o, CO, n < COG,
+        program // (tiles_n * GROUPS),
+        b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+        EPS, ACTIVATION, ACC,
+    )  # fmt: skip
 
 
-def _fake(x, w, bias, memory_format, *geometry):
-    return empty_in(Geometry(*geometry).y_shape(x.shape, w.shape), x, memory_format)
-
-
-@op(
-    f"conv2d(Tensor x, Tensor w, Tensor? bias, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
-    _fake,
-)
-def conv2d_forward(x, w, bias, memory_format, *geometry):
+def _forward(x, w, end: Epilogue, with_stats: bool, memory_format, geometry):
+    """y and, where wanted, [mean, var] of its channels."""
     g = Geometry(*geometry)
     x, w = nhwc(x), nhwc(w)
     y = empty_nhwc(g.y_shape(x.shape, w.shape), x)
     if y.numel() == 0:
-        return leave(y, memory_format)
+        return leave(y, memory_format), None
     N, CO, OH, OW = y.shape
     CG, KH, KW = w.shape[1:]
     COG, pixels, taps = CO // g.groups, N * OH * OW, KH * KW
     which = form(taps, CG)
     tile = tiles.choose(pixels, COG, taps * CG if which == "flat" else CG, x, CG)
+    tiles_m = triton.cdiv(pixels, tile.m)
+    partial = partial_statistics(tiles_m, CO, x) if with_stats else None
     launch(
-        _conv2d_fwd_kernel,
-        triton.cdiv(pixels, tile.m) * triton.cdiv(COG, tile.n) * g.groups,
-        x, w, None if bias is None else bias.contiguous(), y,
+        _conv2d_fwd_kernel, tiles_m * triton.cdiv(COG, tile.n) * g.groups,
+        x, w, y,
         pixels, *x.shape[2:], CG, OH, OW, COG, g.groups, KH, KW, *g.stride, *g.before, *g.dilation,
-        bias is not None, which, CG % tile.k != 0, input_precision(x),
+        *end.arguments(partial), which, CG % tile.k != 0, input_precision(x),
         accumulator(x.dtype), index_type(x, w, y), tile.m, tile.n, tile.k, tile.stages,
-        out=y, num_warps=tile.warps,
+        out=(y, partial) if with_stats else y, num_warps=tile.warps,
     )  # fmt: skip
-    return leave(y, memory_format)
+    return leave(y, memory_format), combined(partial) if with_stats else None
+
+
+def _fake(x, w, memory_format, geometry):
+    return empty_in(Geometry(*geometry).y_shape(x.shape, w.shape), x, memory_format)
+
+
+@op(
+    f"conv2d(Tensor x, Tensor w, Tensor? bias, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
+    lambda x, w, bias, memory_format, *geometry: _fake(x, w, memory_format, geometry),
+)
+def conv2d_forward(x, w, bias, memory_format, *geometry):
+    return _forward(x, w, Epilogue(bias), False, memory_format, geometry)[0]
+
+
+@op(
+    "conv2d_stats(Tensor x, Tensor w, Tensor? bias, MemoryFormat memory_format, "
+    f"{SCHEMA}) -> (Tensor, Tensor)",
+    lambda x, w, bias, memory_format, *geometry: (
+        _fake(x, w, memory_format, geometry),
+        x.new_empty((2, w.shape[0]), dtype=sum_dtype(x.dtype)),
+    ),
+)
+def conv2d_stats(x, w, bias, memory_format, *geometry):
+    """y, which has elements, and [mean, var] of its channels."""
+    return _forward(x, w, Epilogue(bias), True, memory_format, geometry)
+
+
+@op(
+    f"conv2d_fused(Tensor x, Tensor w, {epilogue.SCHEMA}, MemoryFormat memory_format, "
+    f"{SCHEMA}) -> Tensor",
+    lambda x, w, *args: _fake(x, w, args[-6], args[-5:]),
+)
+def conv2d_fused(x, w, *args):
+    """As the epilogue says."""
+    *end, memory_format = args[:-5]
+    return _forward(x, w, Epilogue(*end), False, memory_format, args[-5:])[0]

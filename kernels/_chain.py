@@ -1,0 +1,428 @@
+"""Convolutions, each normalised and rectified, as one differentiable operation.
+
+A block is units one after another.  Its input x is z_0, and
+
+    c_i = conv_i(z_{i-1}) + bias_i,  z_i = act_i(norm_i(c_i)),  y = act_k(norm_k(c_k) + shortcut)
+
+where the shortcut is nothing, x, a given tensor, or x through a unit of its own that is not
+rectified.  A chain is blocks one after another.  A batch's statistics come from its convolution's
+epilogue.  Kept for the backward are x, each c_i with its mean and variance, and the blocks' outputs
+(or none of these, if they are to be computed again); each z_i is computed again, by the pass that
+takes the sums for norm_i's gradient.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._common import apply
+from .batch_norm import NO_RESIDUAL, batch_norm
+from .conv.dbias import conv2d_dbias
+from .conv.dgrad import conv2d_dgrad, conv2d_dgrad_fused, conv2d_dgrad_stats
+from .conv.forward import conv2d_forward, conv2d_fused, conv2d_stats
+from .conv.geometry import Formats, Geometry
+from .conv.wgrad import conv2d_wgrad
+from .conv2d import Conv2dDgradFunction, Conv2dFunction
+from .norm.backward import batch_norm_bwd, batch_norm_sums, batch_norm_sums_and_y
+from .norm.normalise import batch_norm as normalise
+
+INSIDE = torch.channels_last  # the memory format of everything between a chain's input and output
+NO_NORM = (None, None, None, None)  # mean, variance, scale and shift
+SEGMENT = 4  # blocks whose outputs are computed again at once
+
+
+class Unit(NamedTuple):
+    """How a convolution moves, and what becomes of its result."""
+
+    geometry: Geometry
+    size: tuple[int, int] | None  # [OH, OW] of a transposed convolution
+    w_format: torch.memory_format
+    of_batch: bool  # normalised with the batch's own statistics
+    eps: float
+    activation: str
+
+    def y_shape(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Sequence[int]:
+        if self.size is None:
+            return self.geometry.y_shape(x_shape, w_shape)
+        return [x_shape[0], w_shape[1] * self.geometry.groups, *self.size]
+
+
+class Block(NamedTuple):
+    units: tuple[Unit, ...]
+    shortcut: str  # none, identity, given or unit: then the last of units is it
+    x_format: torch.memory_format
+    y_format: torch.memory_format
+
+    @property
+    def main(self) -> tuple[Unit, ...]:
+        return self.units[:-1] if self.shortcut == "unit" else self.units
+
+    @property
+    def gated(self) -> bool:
+        """Whether y alone tells where the last activation passes gradients."""
+        return self.shortcut != "none" and self.main[-1].activation != "none"
+
+
+class Tensors(NamedTuple):
+    """Of a unit; mean and var are those to normalise with, unless they are the batch's."""
+
+    w: Any = None
+    bias: Any = None
+    scale: Any = None
+    shift: Any = None
+    mean: Any = None
+    var: Any = None
+
+
+class Kept(NamedTuple):
+    """A unit, and what its backward needs."""
+
+    unit: Unit
+    tensors: Tensors
+    needs: Tensors  # which of the tensors need a gradient
+    c: Tensor
+    stats: Tensor | None  # [mean, var] of the batch
+
+    @property
+    def norm(self) -> tuple:
+        """mean, variance, scale, shift and eps."""
+        _, _, scale, shift, mean, var = self.tensors
+        if self.stats is not None:
+            mean, var = self.stats.unbind()
+        return mean, var, scale, shift, self.unit.eps
+
+    def z(self) -> Tensor:
+        return normalise(self.c, *self.norm, *NO_RESIDUAL, self.unit.activation, INSIDE)
+
+
+def chain(
+    name: str,
+    blocks: tuple[Block, ...],
+    x: Tensor,
+    residual: Tensor | None,
+    tensors: Sequence[Tensors],
+    recompute: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The last block's output, and [mean, var] of every unit that normalises with the batch's.
+
+    Where nothing needs a gradient and all statistics are given, each convolution is one kernel.
+    """
+    flat = [t for unit in tensors for t in unit]
+    of_batch = any(unit.of_batch for block in blocks for unit in block.units)
+    differentiable = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, residual, *flat)
+    )
+    if of_batch or differentiable:
+        y, *stats = apply(name, ChainFunction, blocks, recompute, x, residual, *flat)
+        return y, tuple(stats)
+    for block, unit_tensors in _by_block(blocks, tensors):
+        x = _infer(block, x, residual, unit_tensors)
+    return x, ()
+
+
+def _by_block(blocks: tuple[Block, ...], per_unit: Sequence) -> list[tuple[Block, list]]:
+    """Each block, with its own share of what there is one of for each unit."""
+    per_unit = list(per_unit)
+    shares = []
+    for block in blocks:
+        shares.append((block, per_unit[: len(block.units)]))
+        per_unit = per_unit[len(block.units) :]
+    return shares
+
+
+def _infer(block: Block, x: Tensor, residual: Tensor | None, tensors: list[Tensors]) -> Tensor:
+    if block.shortcut == "identity":
+        residual = x
+    elif block.shortcut == "unit":
+        residual = _fused(block.units[-1], x, tensors[-1], None, INSIDE)
+    *inner, (last, last_tensors) = zip(block.main, tensors, strict=False)
+    for unit, t in inner:
+        x = _fused(unit, x, t, None, INSIDE)
+    return _fused(last, x, last_tensors, residual, block.y_format)
+
+
+def _fused(unit: Unit, x: Tensor, t: Tensors, residual: Tensor | None, memory_format) -> Tensor:
+    end = (t.bias, t.mean, t.var, t.scale, t.shift, residual, None, unit.eps, unit.activation)
+    if unit.size is None:
+        return conv2d_fused(x, t.w, *end, memory_format, *unit.geometry)
+    shape = unit.y_shape(x.shape, t.w.shape)
+    return conv2d_dgrad_fused(x, t.w, *end, shape, memory_format, *unit.geometry)
+
+
+def _convolve(unit: Unit, x: Tensor, t: Tensors) -> tuple[Tensor, Tensor | None]:
+    """The convolution and, where they are to be the batch's, its statistics."""
+    if unit.size is None:
+        if unit.of_batch:
+            return conv2d_stats(x, t.w, t.bias, INSIDE, *unit.geometry)
+        return conv2d_forward(x, t.w, t.bias, INSIDE, *unit.geometry), None
+    shape = unit.y_shape(x.shape, t.w.shape)
+    if unit.of_batch:
+        return conv2d_dgrad_stats(x, t.w, t.bias, shape, INSIDE, *unit.geometry)
+    return conv2d_dgrad(x, t.w, t.bias, shape, INSIDE, *unit.geometry), None
+
+
+def _x_gradient(
+    kept: Kept, dc, x_shape, memory_format, residual=None, gate=None, activation="none"
+) -> Tensor:
+    """Of kept's convolution, plus residual where gate is open."""
+    unit, w = kept.unit, kept.tensors.w
+    end = (None, *NO_NORM, residual, gate, 0.0, activation)
+    if unit.size is not None:
+        return conv2d_fused(dc, w, *end, memory_format, *unit.geometry)
+    return conv2d_dgrad_fused(dc, w, *end, x_shape, memory_format, *unit.geometry)
+
+
+def _w_gradient(kept: Kept, dc: Tensor, x: Tensor) -> Tensor:
+    unit, w_shape = kept.unit, kept.tensors.w.shape
+    dy, x = (dc, x) if unit.size is None else (x, dc)
+    return conv2d_wgrad(dy, x, w_shape, unit.w_format, *unit.geometry)
+
+
+def _forward(
+    block: Block, x: Tensor, residual: Tensor | None, tensors: list[Tensors]
+) -> tuple[Tensor, list[Kept]]:
+    z, kept = x, []
+    for unit, t in zip(block.main, tensors, strict=False):
+        if kept:
+            z = kept[-1].z()
+        kept.append(Kept(unit, t, Tensors(), *_convolve(unit, z, t)))
+    if block.shortcut == "unit":
+        unit, t = block.units[-1], tensors[-1]
+        kept.append(Kept(unit, t, Tensors(), *_convolve(unit, x, t)))
+    return _output(block, kept, x, residual), kept
+
+
+def _output(block: Block, kept: list[Kept], x: Tensor, residual: Tensor | None) -> Tensor:
+    """The block's output, from what its convolutions gave."""
+    last, shortcut = kept[len(block.main) - 1], NO_RESIDUAL
+    if block.shortcut == "unit":
+        mean, var, scale, shift, eps = kept[-1].norm
+        shortcut = kept[-1].c, mean, var, scale, shift, eps
+    elif block.shortcut != "none":
+        shortcut = (x if block.shortcut == "identity" else residual), *NO_RESIDUAL[1:]
+    return normalise(last.c, *last.norm, *shortcut, last.unit.activation, block.y_format)
+
+
+def _norm_backward(
+    kept: Kept, dz: Tensor, activation: str, gate: Tensor | None, needs_dc: bool, needs_z: bool
+) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+    """From the gradient of act(norm(c) + ...): those of scale and shift, of c, and z if wanted."""
+    mean, var, scale, shift, eps = kept.norm
+    norm = mean, var, scale, shift, eps, activation
+    needs_scale, needs_shift = kept.needs.scale, kept.needs.shift
+    sums = z = dc = None
+    if needs_scale or needs_shift or (needs_dc and kept.unit.of_batch):
+        if needs_z:
+            sums, z = batch_norm_sums_and_y(dz, kept.c, *norm)
+        else:
+            sums = batch_norm_sums(dz, kept.c, *norm, gate)
+    elif needs_z:
+        z = kept.z()
+    if needs_dc:
+        of_c = sums if kept.unit.of_batch else None
+        dc = batch_norm_bwd(dz, kept.c, *norm, gate, of_c, INSIDE)
+    gradients = {}
+    if needs_scale:
+        gradients["scale"] = sums[1].to(scale.dtype, copy=True)
+    if needs_shift:
+        gradients["shift"] = sums[0].to(shift.dtype, copy=True)
+    return gradients, dc, z
+
+
+def _backward(
+    block: Block, kept: list[Kept], x: Tensor, y: Tensor | None, dy: Tensor, needs_dx: bool
+) -> tuple[Tensor | None, list[Tensors]]:
+    """dx and the gradients of each unit's tensors; y is given where it is the gate."""
+    main = kept[: len(block.main)]
+    activation = main[-1].unit.activation
+    found = [{} for _ in kept]
+    # the first unit that something needs a gradient of, or through
+    first = 0 if needs_dx else next((i for i, k in enumerate(main) if any(k.needs)), len(main))
+
+    dz, gate = dy, y
+    for i in reversed(range(first, len(main))):
+        this, above = main[i], main[i + 1] if i + 1 < len(main) else None
+        needs_dc = i > first or needs_dx or bool(this.needs.w or this.needs.bias)
+        needs_z = above is not None and bool(above.needs.w)
+        norm, dc_i, z = _norm_backward(
+            this, dz, this.unit.activation, gate if above is None else None, needs_dc, needs_z
+        )
+        found[i] |= norm
+        if needs_z:
+            found[i + 1]["w"] = _w_gradient(above, dc, z)
+        dc = dc_i
+        if this.needs.bias:
+            found[i]["bias"] = conv2d_dbias(dc)
+        if i > first:
+            dz = _x_gradient(this, dc, main[i - 1].c.shape, INSIDE)
+    if first < len(main) and main[first].needs.w:
+        found[first]["w"] = _w_gradient(main[first], dc, x if first == 0 else main[first - 1].z())
+
+    residual = None
+    if block.shortcut == "identity":
+        residual = dy
+    elif block.shortcut == "unit" and (needs_dx or any(kept[-1].needs)):
+        side = kept[-1]
+        needs_dc = needs_dx or bool(side.needs.w or side.needs.bias)
+        norm, dc_side, _ = _norm_backward(side, dy, activation, gate, needs_dc, False)
+        found[-1] |= norm
+        if side.needs.w:
+            found[-1]["w"] = _w_gradient(side, dc_side, x)
+        if side.needs.bias:
+            found[-1]["bias"] = conv2d_dbias(dc_side)
+        if needs_dx:
+            residual = _x_gradient(side, dc_side, x.shape, INSIDE)
+    dx = None
+    if needs_dx:
+        gated = block.shortcut == "identity" and gate is not None
+        how = (gate, activation) if gated else (None, "none")
+        dx = _x_gradient(main[0], dc, x.shape, block.x_format, residual, *how)
+    return dx, [Tensors(**gradients) for gradients in found]
+
+
+def _passed(dy: Tensor, y: Tensor, activation: str) -> Tensor:
+    """dy where the activation that gave y passes gradients."""
+    if activation == "none":
+        return dy
+    return dy.masked_fill((y <= 0) | (y >= 6) if activation == "relu6" else y <= 0, 0)
+
+
+def _unfused(blocks: tuple[Block, ...], x: Tensor, tensors: Sequence[Tensors]) -> Tensor:
+    """The same from what can be differentiated twice; up to a given shortcut, if there is one."""
+
+    def normalised(unit: Unit, x: Tensor, t: Tensors, x_format=INSIDE) -> Tensor:
+        formats = Formats(x_format, unit.w_format, INSIDE)
+        if unit.size is None:
+            c = Conv2dFunction.apply(x, t.w, t.bias, formats, unit.geometry)
+        else:
+            shape = unit.y_shape(x.shape, t.w.shape)
+            formats = Formats(INSIDE, unit.w_format, x_format)  # what comes out is dgrad's x
+            c = Conv2dDgradFunction.apply(x, t.w, t.bias, shape, formats, unit.geometry)
+        running = (None, None) if unit.of_batch else (t.mean, t.var)
+        return batch_norm(c, *running, t.scale, t.shift, unit.of_batch, 0.0, unit.eps)
+
+    for block, parts in _by_block(blocks, tensors):
+        *inner, (last, last_tensors) = zip(block.main, parts, strict=False)
+        y, y_format = x, block.x_format
+        for unit, t in inner:
+            y, y_format = rectified(normalised(unit, y, t, y_format), unit.activation), INSIDE
+        y = normalised(last, y, last_tensors, y_format)
+        if block.shortcut == "given":
+            return y
+        if block.shortcut == "identity":
+            y = y + x
+        elif block.shortcut == "unit":
+            y = y + normalised(block.units[-1], x, parts[-1], block.x_format)
+        x = rectified(y, last.activation)
+    return x
+
+
+def rectified(y: Tensor, activation: str) -> Tensor:
+    if activation == "relu":
+        return F.relu(y)
+    return F.relu6(y) if activation == "relu6" else y
+
+
+def _tensors(flat: Sequence) -> list[Tensors]:
+    """What there is six of for each unit, by unit."""
+    width = len(Tensors._fields)
+    return [Tensors(*flat[i : i + width]) for i in range(0, len(flat), width)]
+
+
+def _backwards(parts: list, x: Tensor, outputs: Sequence[Tensor]):
+    """Each block with what was kept of it, its input, and its output if that is needed; last first.
+
+    outputs are the blocks', without the last one's if that is not needed.
+    """
+    inputs = (x, *outputs)
+    for i in reversed(range(len(parts))):
+        block, kept = parts[i]
+        yield block, kept, inputs[i], outputs[i] if block.gated else None
+
+
+def _backwards_again(parts: list, x: Tensor):
+    """The same, with the outputs computed again, a segment at a time."""
+    starts = [x]
+    for i in range(0, len(parts) - SEGMENT, SEGMENT):
+        starts.append(_outputs(parts[i : i + SEGMENT], starts[-1])[-1])
+    for i in reversed(range(0, len(parts), SEGMENT)):
+        segment, x = parts[i : i + SEGMENT], starts.pop()
+        yield from _backwards(segment, x, _outputs(segment, x))
+
+
+def _outputs(parts: list, x: Tensor) -> list[Tensor]:
+    outputs = []
+    for block, kept in parts:
+        x = _output(block, kept, x, None)
+        outputs.append(x)
+    return outputs
+
+
+class ChainFunction(torch.autograd.Function):
+    """With recompute, the blocks' outputs are not kept but computed again; then none is given."""
+
+    @staticmethod
+    def forward(ctx, blocks, recompute, x, residual, *flat):
+        y, kept, outputs = x, [], []
+        for block, tensors in _by_block(blocks, _tensors(flat)):
+            y, of_block = _forward(block, y, residual, tensors)
+            kept += of_block
+            outputs.append(y)
+        if recompute:
+            outputs = []
+        elif not blocks[-1].gated:
+            outputs.pop()
+        ctx.blocks, ctx.recompute = blocks, recompute
+        ctx.save_for_backward(x, *flat, *(k.c for k in kept), *(k.stats for k in kept), *outputs)
+        ctx.set_materialize_grads(False)
+        stats = [k.stats for k in kept if k.stats is not None]
+        ctx.mark_non_differentiable(*stats)
+        return y, *stats
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
+        blocks = ctx.blocks
+        units = [unit for block in blocks for unit in block.units]
+        needs_dx, needs_dresidual, *needs = ctx.needs_input_grad[2:]
+        x, *saved = ctx.saved_tensors
+        flat, saved = saved[: len(needs)], saved[len(needs) :]
+        convolved, stats = saved[: len(units)], saved[len(units) : 2 * len(units)]
+        outputs = saved[2 * len(units) :]
+
+        dresidual, given = None, dy
+        if blocks[-1].shortcut == "given":
+            y = outputs[-1] if blocks[-1].gated else dy
+            given = _passed(dy, y, blocks[-1].main[-1].activation)
+            dresidual = given if needs_dresidual else None
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            dx, *gradients = _differentiable(blocks, given, x, flat, (needs_dx, *needs))
+            return None, None, dx, dresidual, *gradients
+
+        kept = map(Kept, units, _tensors(flat), _tensors(needs), convolved, stats)
+        parts = _by_block(blocks, kept)
+        order = _backwards_again(parts, x) if ctx.recompute else _backwards(parts, x, outputs)
+        gradients, left = (), len(needs)
+        for block, of_block, x, y in order:
+            left -= len(of_block) * len(Tensors._fields)
+            below = needs_dx or any(needs[:left])
+            dy, of_units = _backward(block, of_block, x, y, dy, below)
+            gradients = (*(g for unit in of_units for g in unit), *gradients)
+            if not below:
+                break
+        missing = (None,) * (len(needs) - len(gradients))
+        return None, None, dy if needs_dx else None, dresidual, *missing, *gradients
+
+
+def _differentiable(blocks, dy, x, flat, needs) -> list[Tensor | None]:
+    """The gradients of x and of the units' tensors as functions that have gradients again."""
+    # views, lest the search for gradients goes on through the tensors' own history
+    x, *flat = (t if t is None else t.view_as(t) for t in (x, *flat))
+    needed = [t for t, needs_it in zip((x, *flat), needs, strict=True) if needs_it]
+    y = _unfused(blocks, x, _tensors(flat))
+    found = iter(torch.autograd.grad(y, needed, dy, create_graph=True, allow_unused=True))
+    return [next(found) if needs_it else None for needs_it in needs]

@@ -1,0 +1,89 @@
+"""Convolution, batch normalisation, a residual and ReLU as one operation.
+
+    y = act(batch_norm(conv2d(x, w) + bias) + residual)
+
+With given statistics and no gradient wanted it is one kernel.  In training the statistics come from
+the convolution's own kernel, and one pass normalises, adds and rectifies; the backward keeps x, the
+convolution's result and, beside a residual, y.
+"""
+
+from torch import Tensor
+
+from ._chain import Block, Tensors, Unit, chain, rectified
+from ._common import Size, public
+from ._conv import check_channels, check_kernel, formats, geometry, operands
+from .batch_norm import batch_norm, check_norm, move_running
+from .conv2d import conv2d
+
+ACTIVATIONS = ("relu", "relu6", None)
+
+
+@public
+def conv_bn_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    bn_weight: Tensor | None = None,
+    bn_bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    activation: str | None = "relu",
+) -> Tensor:
+    """relu(batch_norm(conv2d(input, weight, bias)) + residual), as torch.nn.functional's.
+
+    input [N, C, H, W] or [C, H, W], weight [CO, C / groups, KH, KW], bias, running_mean,
+    running_var, bn_weight and bn_bias [CO], residual of the output's shape and dtype ->
+    [N, CO, OH, OW] or [CO, OH, OW].  Options, dtypes, memory formats and errors are conv2d's and
+    batch_norm's; activation is relu, relu6 or None.  training normalises with the batch's
+    statistics and moves running_mean and running_var, if given.
+    """
+    name = "conv_bn_relu"
+    given = operands(name, 2, input, weight, bias)
+    g = geometry(name, weight.shape[2:], stride, padding, dilation, groups)
+    check_channels(name, given, weight.shape[1] * groups, weight.shape[0], groups)
+    check_kernel(name, given, g)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{name}: activation must be relu, relu6 or None, got {activation!r}")
+    x, w, b = given.as_images(2)
+    shape = g.y_shape(x.shape, w.shape)
+    norm = running_mean, running_var, bn_weight, bn_bias
+    check_norm(name, x, shape, *norm, training, eps, prefix="bn_")
+    if residual is not None:
+        residual = _checked(name, residual, shape if input.dim() == 4 else shape[1:], x)
+        residual = residual if input.dim() == 4 else residual.unsqueeze(0)
+
+    activation = activation or "none"
+    if 0 in x.shape:
+        y = batch_norm(conv2d(x, w, b, stride, padding, dilation, groups), *norm, training,
+                       momentum, eps)  # fmt: skip
+        y = rectified(y if residual is None else y + residual, activation)
+        return y if input.dim() == 4 else y.squeeze(0)
+    f = formats(x, w)
+    unit = Unit(g, None, f.w, training, eps, activation)
+    block = Block((unit,), "none" if residual is None else "given", f.x, f.y)
+    used = (None, None) if training else (running_mean, running_var)
+    y, stats = chain(name, (block,), x, residual, [Tensors(w, b, bn_weight, bn_bias, *used)])
+    for of_batch in stats:
+        n = shape[0] * shape[2] * shape[3]
+        move_running(running_mean, running_var, of_batch.unbind(), n, momentum)
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _checked(name: str, residual: Tensor, shape: list[int], x: Tensor) -> Tensor:
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"{name}: residual must be a Tensor, got {type(residual).__name__}")
+    if (list(residual.shape), residual.dtype, residual.device) != (list(shape), x.dtype, x.device):
+        raise RuntimeError(
+            f"{name}: residual must have the output's shape {tuple(shape)} and dtype {x.dtype}, on "
+            f"{x.device}, got {tuple(residual.shape)} and {residual.dtype} on {residual.device}; "
+            "convert with .to()"
+        )
+    return residual

@@ -1,0 +1,145 @@
+"""Gradient of a normalisation, with what follows it.
+
+    y = act(normalised x + residual),  x^ = (x - mean) / sqrt(var + eps)
+    g = dy, or 0 where act passes no gradient:  the gradient of the residual
+    dweight = sum(g * x^),  dbias = sum(g)
+    dx = (g - (sum(g) + x^ * sum(g * x^)) / n) * weight / sqrt(var + eps)
+         or, where mean and var were given, g * weight / sqrt(var + eps)
+
+Where act passes no gradient is told by y if that is given; without a residual x tells it, too.
+Sums: a program owns BLOCK_C channels of a share of the pixels, and the shares are added in fixed
+order; on the way it can store y, which it had to compute.  dx: a program owns a tile of pixels by
+channels.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import _split
+from .._common import accumulator, empty_in, empty_nhwc, index_type, leave, nhwc, op, pixel_blocks
+from .._launch import launch
+from .._split import pixel_share, sum_dtype
+from .normalise import activated, mean_and_scale, normalised, row, shut, tile, vector
+from .stats import shares
+
+
+@triton.jit
+def _batch_norm_sums_kernel(
+    dy_ptr, x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr, y_ptr, z_ptr, partial_ptr,
+    pixels, C, pixels_a_split,  # dy, x, y, z [pixels, C], partial [splits, 2, C]; z: y computed
+    ACTIVATION: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
+    mean, rstd = mean_and_scale(mean_ptr, var_ptr, c, c < C, EPS, ACC)
+    sum_dy, sum_dy_x = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for start in range(first, last, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        inside = (p < last)[:, None] & (c < C)[None, :]
+        offs = p[:, None] * C + c[None, :]
+        dy = tl.load(dy_ptr + offs, mask=inside, other=0.0).to(ACC)
+        x = tl.load(x_ptr + offs, mask=inside, other=0.0).to(ACC)
+        if ACTIVATION != "none":
+            if y_ptr is not None:
+                y = tl.load(y_ptr + offs, mask=inside, other=0.0)
+            else:
+                y = normalised(x, mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC)
+            dy = tl.where(shut(y, ACTIVATION), 0.0, dy)
+        if z_ptr is not None:
+            z = normalised(x, mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC)
+            tl.store(z_ptr + offs, activated(z, ACTIVATION), mask=inside)
+        sum_dy += dy
+        sum_dy_x += dy * (x - mean[None, :])
+    partial_ptr += split * 2 * C + c
+    tl.store(partial_ptr, tl.sum(sum_dy, axis=0), mask=c < C)
+    tl.store(partial_ptr + C, tl.sum(sum_dy_x, axis=0) * rstd, mask=c < C)
+
+
+@triton.jit
+def _batch_norm_bwd_kernel(
+    dy_ptr, x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr, y_ptr, sums_ptr, dx_ptr,
+    pixels, C,  # dy, x, y, dx [pixels, C], sums [2, C]
+    ACTIVATION: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    c, offs, inside = tile(pixels, C, INDEX, BLOCK_P, BLOCK_C)
+    mean, rstd = mean_and_scale(mean_ptr, var_ptr, c, c < C, EPS, ACC)
+    scale = rstd * vector(w_ptr, c, c < C, 1.0, ACC)
+    dx = tl.load(dy_ptr + offs, mask=inside, other=0.0).to(ACC)
+    if ACTIVATION != "none":
+        if y_ptr is not None:
+            y = tl.load(y_ptr + offs, mask=inside, other=0.0)
+        else:
+            x = tl.load(x_ptr + offs, mask=inside, other=0.0).to(ACC)
+            y = normalised(x, mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC)
+        dx = tl.where(shut(y, ACTIVATION), 0.0, dx)
+    if sums_ptr is not None:
+        n = tl.cast(pixels, INDEX).to(ACC)
+        of_dy = vector(sums_ptr, c, c < C, 0.0, ACC) / n
+        of_dy_x = vector(sums_ptr + C, c, c < C, 0.0, ACC) / n * rstd
+        x = tl.load(x_ptr + offs, mask=inside, other=0.0).to(ACC)
+        dx -= of_dy[None, :] + (x - mean[None, :]) * of_dy_x[None, :]
+    tl.store(dx_ptr + offs, dx * scale[None, :], mask=inside)
+
+
+FORWARD = "Tensor x, Tensor mean, Tensor var, Tensor? w, Tensor? b, float eps, str activation"
+
+
+def _sums(dy, x, mean, var, w, b, eps, activation, y, z):
+    N, C, H, W = x.shape
+    dtype = sum_dtype(x.dtype)
+    if x.numel() == 0:
+        return x.new_zeros((2, C), dtype=dtype)
+    programs, splits, pixels_a_split, blocks = shares(N * H * W, C)
+    partial = torch.empty((splits, 2, C), dtype=dtype, device=x.device)
+    launch(
+        _batch_norm_sums_kernel, programs,
+        nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y), z,
+        partial, N * H * W, C, pixels_a_split,
+        activation, eps, accumulator(x.dtype), index_type(x),
+        out=(partial,) if z is None else (partial, z), **blocks,
+    )  # fmt: skip
+    return _split.add_splits(partial, (2, C), dtype)
+
+
+@op(
+    f"batch_norm_sums(Tensor dy, {FORWARD}, Tensor? y) -> Tensor",
+    lambda dy, x, *args: x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype)),
+)
+def batch_norm_sums(dy, x, mean, var, w, b, eps, activation, y):
+    """[sum(g), sum(g * x^)] of each channel."""
+    return _sums(dy, x, mean, var, w, b, eps, activation, y, None)
+
+
+@op(
+    f"batch_norm_sums_and_y(Tensor dy, {FORWARD}) -> (Tensor, Tensor)",
+    lambda dy, x, *args: (
+        x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype)),
+        empty_in(x.shape, x, torch.channels_last),
+    ),
+)
+def batch_norm_sums_and_y(dy, x, mean, var, w, b, eps, activation):
+    """The sums, and y without a residual once more, in channels_last."""
+    z = empty_nhwc(x.shape, x)
+    return _sums(dy, x, mean, var, w, b, eps, activation, None, z), z
+
+
+@op(
+    f"batch_norm_bwd(Tensor dy, {FORWARD}, Tensor? y, Tensor? sums, "
+    "MemoryFormat memory_format) -> Tensor",
+    lambda dy, x, *args: empty_in(x.shape, x, args[-1]),
+)
+def batch_norm_bwd(dy, x, mean, var, w, b, eps, activation, y, sums, memory_format):
+    """dx; sums are given where mean and var are x's own."""
+    N, C, H, W = x.shape
+    dx = empty_nhwc(x.shape, x)
+    programs, blocks = pixel_blocks(N * H * W, C)
+    launch(
+        _batch_norm_bwd_kernel, programs,
+        nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y),
+        sums, dx, N * H * W, C,
+        activation, eps, accumulator(x.dtype), index_type(x),
+        out=dx, **blocks,
+    )  # fmt: skip
+    return leave(dx, memory_format)

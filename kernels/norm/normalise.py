@@ -1,0 +1,117 @@
+"""Normalisation with given mean and variance, a residual added and the whole rectified.
+
+    y = act((x - mean[c]) / sqrt(var[c] + eps) * weight[c] + bias[c] + residual)
+
+act is the identity, ReLU or ReLU6; the residual is a tensor like x, taken as it is or itself
+normalised.  A program owns a tile of pixels by channels.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._common import accumulator, empty_in, empty_nhwc, index_type, leave, nhwc, op, pixel_blocks
+from .._launch import launch
+
+
+@triton.jit
+def tile(pixels, C, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The program's tile of [pixels, C]: channels [BLOCK_C], offsets, and what is inside."""
+    program = tl.cast(tl.program_id(0), INDEX)
+    tiles_c = tl.cdiv(C, BLOCK_C)
+    p = program // tiles_c * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = (program % tiles_c * BLOCK_C).to(tl.int32) + tl.arange(0, BLOCK_C)
+    return c, p[:, None] * C + c[None, :], (p < pixels)[:, None] & (c < C)[None, :]
+
+
+@triton.jit
+def vector(ptr, c, inside, other, ACC: tl.constexpr):
+    """What channels c have in a vector [C]; `other` for all where there is none."""
+    if ptr is None:
+        return tl.full(c.shape, other, ACC)
+    return tl.load(ptr + c, mask=inside, other=other).to(ACC)
+
+
+@triton.jit
+def mean_and_scale(mean_ptr, var_ptr, c, inside, EPS: tl.constexpr, ACC: tl.constexpr):
+    """mean and 1 / sqrt(var + eps) of channels c."""
+    var = vector(var_ptr, c, inside, 1.0, ACC)
+    return vector(mean_ptr, c, inside, 0.0, ACC), 1.0 / tl.sqrt(var + EPS)
+
+
+@triton.jit
+def normalised(
+    x, mean_ptr, var_ptr, w_ptr, b_ptr, c, inside, EPS: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """x [P, C] of channels c, normalised; inside tells which of the channels there are."""
+    mean, scale = mean_and_scale(mean_ptr, var_ptr, c, inside, EPS, ACC)
+    if w_ptr is not None:
+        scale *= vector(w_ptr, c, inside, 0.0, ACC)
+    y = (x - mean[None, :]) * scale[None, :]
+    if b_ptr is not None:
+        y += vector(b_ptr, c, inside, 0.0, ACC)[None, :]
+    return y
+
+
+@triton.jit
+def activated(y, ACTIVATION: tl.constexpr):
+    """y through none, relu or relu6; NaN stays."""
+    if ACTIVATION != "none":
+        y = tl.where(y < 0, 0.0, y)
+    if ACTIVATION == "relu6":
+        y = tl.where(y > 6, 6.0, y)
+    return y
+
+
+@triton.jit
+def shut(y, ACTIVATION: tl.constexpr):
+    """Where relu or relu6 passes no gradient, told by its argument or its result."""
+    if ACTIVATION == "relu6":
+        return (y <= 0) | (y >= 6)
+    return y <= 0
+
+
+@triton.jit
+def _batch_norm_fwd_kernel(
+    x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr,  # x [pixels, C], the others [C]
+    r_ptr, r_mean_ptr, r_var_ptr, r_w_ptr, r_b_ptr,  # the residual's
+    y_ptr, pixels, C,
+    ACTIVATION: tl.constexpr, EPS: tl.constexpr, R_EPS: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    c, offs, inside = tile(pixels, C, INDEX, BLOCK_P, BLOCK_C)
+    x = tl.load(x_ptr + offs, mask=inside, other=0.0).to(ACC)
+    y = normalised(x, mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC)
+    if r_ptr is not None:
+        r = tl.load(r_ptr + offs, mask=inside, other=0.0).to(ACC)
+        if r_mean_ptr is not None:
+            r = normalised(r, r_mean_ptr, r_var_ptr, r_w_ptr, r_b_ptr, c, c < C, R_EPS, ACC)
+        y += r
+    tl.store(y_ptr + offs, activated(y, ACTIVATION), mask=inside)
+
+
+def row(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+@op(
+    "batch_norm(Tensor x, Tensor mean, Tensor var, Tensor? w, Tensor? b, float eps, "
+    "Tensor? r, Tensor? r_mean, Tensor? r_var, Tensor? r_w, Tensor? r_b, float r_eps, "
+    "str activation, MemoryFormat memory_format) -> Tensor",
+    lambda x, *args: empty_in(x.shape, x, args[-1]),
+)
+def batch_norm(
+    x, mean, var, w, b, eps, r, r_mean, r_var, r_w, r_b, r_eps, activation, memory_format
+):
+    N, C, H, W = x.shape
+    y = empty_nhwc(x.shape, x)
+    programs, blocks = pixel_blocks(N * H * W, C)
+    launch(
+        _batch_norm_fwd_kernel, programs,
+        nhwc(x), row(mean), row(var), row(w), row(b),
+        None if r is None else nhwc(r), row(r_mean), row(r_var), row(r_w), row(r_b),
+        y, N * H * W, C,
+        activation, eps, r_eps, accumulator(x.dtype), index_type(x),
+        out=y, **blocks,
+    )  # fmt: skip
+    return leave(y, memory_format)
