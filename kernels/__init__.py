@@ -22,6 +22,8 @@ from .conv2d import conv2d
 from .conv_bn_relu import conv_bn_relu
 from .conv_transpose2d import conv_transpose2d
 from .corr2d import corr2d
+from .fuse import fold, fuse
+from .fused import ConvBNReLU
 from .max_pool2d import max_pool1d, max_pool2d
 from .modules import (
     AdaptiveAvgPool1d,
@@ -60,6 +62,7 @@ __all__ = [
     "BatchNorm2d",
     "Conv1d",
     "Conv2d",
+    "ConvBNReLU",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "LazyBatchNorm1d",
@@ -85,6 +88,8 @@ __all__ = [
     "conv_transpose2d",
     "convert",
     "corr2d",
+    "fold",
+    "fuse",
     "max_pool1d",
     "max_pool2d",
 ]

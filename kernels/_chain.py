@@ -58,6 +58,7 @@ class Block(NamedTuple):
 
     @property
     def main(self) -> tuple[Unit, ...]:
+        """The units that follow one another."""
         return self.units[:-1] if self.shortcut == "unit" else self.units
 
     @property
@@ -110,17 +111,19 @@ def chain(
 
     Where nothing needs a gradient and all statistics are given, each convolution is one kernel.
     """
-    flat = [t for unit in tensors for t in unit]
     of_batch = any(unit.of_batch for block in blocks for unit in block.units)
-    differentiable = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, residual, *flat)
-    )
-    if of_batch or differentiable:
+    if of_batch or needs_gradient(x, residual, tensors):
+        flat = [t for unit in tensors for t in unit]
         y, *stats = apply(name, ChainFunction, blocks, recompute, x, residual, *flat)
         return y, tuple(stats)
     for block, unit_tensors in _by_block(blocks, tensors):
         x = _infer(block, x, residual, unit_tensors)
     return x, ()
+
+
+def needs_gradient(x: Tensor, residual: Tensor | None, tensors: Sequence[Tensors]) -> bool:
+    given = (x, residual, *(t for unit in tensors for t in unit))
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
 
 
 def _by_block(blocks: tuple[Block, ...], per_unit: Sequence) -> list[tuple[Block, list]]:
@@ -242,18 +245,18 @@ def _backward(
     # the first unit that something needs a gradient of, or through
     first = 0 if needs_dx else next((i for i, k in enumerate(main) if any(k.needs)), len(main))
 
-    dz, gate = dy, y
+    dz, dc, gate = dy, None, y
     for i in reversed(range(first, len(main))):
         this, above = main[i], main[i + 1] if i + 1 < len(main) else None
         needs_dc = i > first or needs_dx or bool(this.needs.w or this.needs.bias)
         needs_z = above is not None and bool(above.needs.w)
-        norm, dc_i, z = _norm_backward(
+        norm, this_dc, z = _norm_backward(
             this, dz, this.unit.activation, gate if above is None else None, needs_dc, needs_z
         )
         found[i] |= norm
         if needs_z:
             found[i + 1]["w"] = _w_gradient(above, dc, z)
-        dc = dc_i
+        dc = this_dc
         if this.needs.bias:
             found[i]["bias"] = conv2d_dbias(dc)
         if i > first:

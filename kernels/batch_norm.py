@@ -18,7 +18,6 @@ from .norm.backward import batch_norm_bwd, batch_norm_sums
 from .norm.normalise import batch_norm as normalise
 from .norm.stats import batch_norm_stats
 
-
 NO_RESIDUAL = (None, None, None, None, None, 0.0)
 
 

@@ -15,8 +15,6 @@ from ._conv import check_channels, check_kernel, formats, geometry, operands
 from .batch_norm import batch_norm, check_norm, move_running
 from .conv2d import conv2d
 
-ACTIVATIONS = ("relu", "relu6", None)
-
 
 @public
 def conv_bn_relu(
@@ -50,8 +48,7 @@ def conv_bn_relu(
     g = geometry(name, weight.shape[2:], stride, padding, dilation, groups)
     check_channels(name, given, weight.shape[1] * groups, weight.shape[0], groups)
     check_kernel(name, given, g)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{name}: activation must be relu, relu6 or None, got {activation!r}")
+    check_activation(name, activation)
     x, w, b = given.as_images(2)
     shape = g.y_shape(x.shape, w.shape)
     norm = running_mean, running_var, bn_weight, bn_bias
@@ -75,6 +72,11 @@ def conv_bn_relu(
         n = shape[0] * shape[2] * shape[3]
         move_running(running_mean, running_var, of_batch.unbind(), n, momentum)
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def check_activation(name: str, activation: str | None) -> None:
+    if activation not in ("relu", "relu6", None):
+        raise ValueError(f"{name}: activation must be relu, relu6 or None, got {activation!r}")
 
 
 def _checked(name: str, residual: Tensor, shape: list[int], x: Tensor) -> Tensor:

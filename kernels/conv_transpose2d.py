@@ -6,6 +6,8 @@
 The kernels are conv2d's own: dgrad computes y, forward and wgrad its gradients.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ._common import Size, apply, as_given, ints, public
@@ -49,9 +51,20 @@ def transposed_convolution(
         name, weight.shape[2:], stride, ints(name, "padding", padding, dims), dilation, groups
     )
     check_channels(name, given, weight.shape[0], weight.shape[1] * groups, groups)
-    sizes = _output_sizes(name, given.x, given.w, g, extra)
-    # the convolution that leads back to x reads so much less at the end
-    g = g._replace(after=tuple(p - e for p, e in zip(g.before, extra, strict=True))).of_images()
+    _check_output_padding(name, g, extra)
+    spatial = given.x.shape[2 - given.w.dim() :]
+    if 0 in weight.shape or 0 in spatial:
+        raise RuntimeError(
+            f"{name}: input and weight must not be empty but for the batch, got input "
+            f"{tuple(input.shape)} and weight {tuple(weight.shape)}"
+        )
+    sizes = output_sizes(spatial, weight.shape[2:], g, extra)
+    if min(sizes) < 1:
+        raise RuntimeError(
+            f"{name}: output would be empty: size {tuple(sizes)} for input {tuple(input.shape)} "
+            f"and kernel {tuple(weight.shape[2:])} with padding {g.before}; reduce the padding"
+        )
+    g = leading_back(g, extra).of_images()
 
     x, w, b = given.as_images(dims)
     shape = (x.shape[0], weight.shape[1] * groups, *(1,) * (2 - dims), *sizes)
@@ -61,26 +74,26 @@ def transposed_convolution(
     return as_given(y, dims, input)
 
 
-def _output_sizes(name, x, w, g: Geometry, extra: tuple[int, ...]) -> list[int]:
+def _check_output_padding(name: str, g: Geometry, extra: tuple[int, ...]) -> None:
     if any(not 0 <= e < max(s, d) for e, s, d in zip(extra, g.stride, g.dilation, strict=True)):
         raise RuntimeError(
             f"{name}: output_padding must be non-negative and smaller than either stride or "
             f"dilation, got {extra} for stride {g.stride} and dilation {g.dilation}"
         )
-    if 0 in w.shape or 0 in x.shape[2 - w.dim() :]:
-        raise RuntimeError(
-            f"{name}: input and weight must not be empty but for the batch, got input "
-            f"{tuple(x.shape)} and weight {tuple(w.shape)}"
-        )
-    sizes = [
+
+
+def output_sizes(
+    spatial: Sequence[int], kernel: Sequence[int], g: Geometry, extra: Sequence[int]
+) -> list[int]:
+    """By axis; extra is the output padding."""
+    return [
         (n - 1) * s - 2 * p + d * (k - 1) + e + 1
         for n, s, p, d, k, e in zip(
-            x.shape[2 - w.dim() :], g.stride, g.before, g.dilation, w.shape[2:], extra, strict=True
+            spatial, g.stride, g.before, g.dilation, kernel, extra, strict=True
         )
     ]
-    if min(sizes) < 1:
-        raise RuntimeError(
-            f"{name}: output would be empty: size {tuple(sizes)} for input {tuple(x.shape)} and "
-            f"kernel {tuple(w.shape[2:])} with padding {g.before}; reduce the padding"
-        )
-    return sizes
+
+
+def leading_back(g: Geometry, extra: Sequence[int]) -> Geometry:
+    """The convolution from output to input, which reads so much less at the end."""
+    return g._replace(after=tuple(p - e for p, e in zip(g.before, extra, strict=True)))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from . import modules
+from .fuse import unfuse
 
 TWINS = {
     getattr(nn, name): value
@@ -24,8 +25,11 @@ def convert(model: nn.Module, report: Callable[[str], object] | None = None) -> 
 
 
 def as_torch(model: nn.Module, report: Callable[[str], object] | None = None) -> nn.Module:
-    """A deep copy of model with our layers replaced by torch.nn's; see convert."""
-    return _swapped(model, {ours: theirs for theirs, ours in TWINS.items()}, report)
+    """A deep copy of model with our layers replaced by torch.nn's, and unfused; see convert."""
+    twin = _swapped(model, {ours: theirs for theirs, ours in TWINS.items()}, report)
+    for module in twin.modules():
+        unfuse(module)
+    return twin
 
 
 def _swapped(model: nn.Module, to: dict, report: Callable[[str], object] | None) -> nn.Module:

@@ -3,10 +3,10 @@
     dx[n, h, w, c] = b[c] + sum_{kh, kw, o} dy[n, oh, ow, o] * w[o, kh, kw, c]
         where oh = (h + PH - kh*DH) / SH and ow = (w + PW - kw*DW) / SW are whole
 
-and what the epilogue makes of it.  Which taps those are depends only on (h mod SH, w mod SW): for each of these SH*SW residue classes
-the sum is a dense convolution of dy with every second, third, ... tap, so no product with a zero is
-computed.  A program owns BLOCK_M pixels of one class by BLOCK_N input channels of one group, and
-reads w as it lies.
+and what the epilogue makes of it.  Which taps those are depends only on (h mod SH, w mod SW): for
+each of these SH*SW residue classes the sum is a dense convolution of dy with every second, third,
+... tap, so no product with a zero is computed.  A program owns BLOCK_M pixels of one class by
+BLOCK_N input channels of one group, and reads w as it lies.
 """
 
 import math
@@ -43,8 +43,8 @@ def _conv2d_dgrad_kernel(
     STEP_H, STEP_W,  # taps of one class lie this far apart
     tiles_m,  # tiles of the largest class
     b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)

@@ -1,0 +1,245 @@
+"""Running modules as a chain: convolutions, batch norms and activations as one operation.
+
+What the chain does not cover (an unbatched input, mixed dtypes, training without batch norm) goes
+through the modules one by one.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from ._chain import Block, Tensors, Unit, chain, needs_gradient, rectified
+from ._common import FLOATING, autocast, layout
+from ._conv import geometry
+from ._split import sum_dtype
+from .batch_norm import move_running
+from .conv_bn_relu import check_activation
+from .conv_transpose2d import leading_back, output_sizes
+from .modules import BatchNorm2d, Conv2d
+
+
+class UnitOf(NamedTuple):
+    """Which of the modules make up a unit; norm is None where nothing is normalised."""
+
+    conv: int
+    norm: int | None
+    activation: str
+
+
+class BlockOf(NamedTuple):
+    """Units and shortcut as those of a Block."""
+
+    units: tuple[UnitOf, ...]
+    shortcut: str
+
+    @property
+    def main(self) -> tuple[UnitOf, ...]:
+        return self.units[:-1] if self.shortcut == "unit" else self.units
+
+
+class Prepared(NamedTuple):
+    """What chain() takes, and what follows it: batch norms and their numbers of values."""
+
+    blocks: tuple[Block, ...]
+    x: Tensor
+    tensors: list[Tensors]
+    of_batch: list[tuple[nn.Module, int]]
+
+
+def run_chain(
+    blocks: tuple[BlockOf, ...],
+    recompute: bool,
+    x: Tensor,
+    residual: Tensor | None,
+    *modules: nn.Module,
+) -> Tensor:
+    """What the modules give for x: the blocks one after another."""
+    prepared = _prepare(blocks, x, residual, modules)
+    if prepared is None:
+        return _one_by_one(blocks, x, residual, modules)
+    y, all_stats = chain(
+        "conv_bn_relu", prepared.blocks, prepared.x, residual, prepared.tensors, recompute
+    )
+    for (norm, n), stats in zip(prepared.of_batch, all_stats, strict=True):
+        *running, _, momentum = norm.statistics()
+        move_running(*running, stats.unbind(), n, momentum)
+    return y
+
+
+def _prepare(
+    blocks: tuple[BlockOf, ...],
+    x: Tensor,
+    residual: Tensor | None,
+    modules: Sequence[nn.Module],
+) -> Prepared | None:
+    """None where the chain does not cover the call."""
+    given, (x,) = x, autocast(x)
+    if blocks[0].shortcut == "identity" and given.dtype != x.dtype:
+        return None  # what is added is not cast
+    if x.dim() != 4 or x.dtype not in FLOATING or 0 in x.shape:
+        return None
+    shape, x_format = list(x.shape), layout(x)
+    made, all_tensors, of_batch, normalised = [], [], [], True
+    for block in blocks:
+        start, units, y_format = shape, [], x_format
+        for i, unit_of in enumerate(block.units):
+            side = i == len(block.main)
+            unit, tensors = _unit(unit_of, start if side else shape, modules)
+            found = _shape(unit, tensors, x, start if side else shape)
+            if found is None or (side and found != shape):
+                return None
+            shape = found
+            if not side and x_format == torch.contiguous_format:
+                y_format = unit.w_format if unit.w_format == torch.channels_last else y_format
+            units.append(unit)
+            all_tensors.append(tensors)
+            normalised = normalised and unit_of.norm is not None
+            if unit.of_batch:
+                of_batch.append((modules[unit_of.norm], shape[0] * shape[2] * shape[3]))
+        if block.shortcut == "identity" and shape != start:
+            return None
+        made.append(Block(tuple(units), block.shortcut, x_format, y_format))
+        x_format = y_format
+    if any(n == 1 for _, n in of_batch):
+        return None
+    if residual is not None and (list(residual.shape), residual.dtype) != (shape, x.dtype):
+        return None
+    if not normalised and (of_batch or needs_gradient(x, residual, all_tensors)):
+        return None
+    return Prepared(tuple(made), x, all_tensors, of_batch)
+
+
+def _unit(of: UnitOf, x_shape: Sequence[int], modules: Sequence[nn.Module]) -> tuple[Unit, Tensors]:
+    conv = modules[of.conv]
+    w, bias = autocast(conv.weight, conv.bias)
+    g = geometry("conv_bn_relu", w.shape[2:], conv.stride, conv.padding, conv.dilation, conv.groups)
+    size = None
+    if conv.transposed:
+        size = tuple(output_sizes(x_shape[2:], w.shape[2:], g, conv.output_padding))
+        g = leading_back(g, conv.output_padding)
+    if of.norm is None:
+        return Unit(g, size, layout(w), False, 0.0, of.activation), Tensors(w, bias)
+    norm = modules[of.norm]
+    running = norm.running_mean, norm.running_var
+    of_batch = norm.training or running == (None, None)
+    unit = Unit(g, size, layout(w), of_batch, norm.eps, of.activation)
+    return unit, Tensors(w, bias, norm.weight, norm.bias, *((None, None) if of_batch else running))
+
+
+def _shape(unit: Unit, t: Tensors, x: Tensor, x_shape: Sequence[int]) -> list[int] | None:
+    """Of the unit's result; None where its tensors do not fit one another or x."""
+    channels = t.w.shape[1] * unit.geometry.groups
+    if x_shape[1] != (channels if unit.size is None else t.w.shape[0]):
+        return None
+    shape = list(unit.y_shape(x_shape, t.w.shape))
+    vectors = [v for v in t[2:] if v is not None]
+    dtypes = {v.dtype for v in vectors}
+    fits = (
+        min(shape) > 0
+        and all(v.shape == (shape[1],) for v in vectors)
+        and len(dtypes) <= 1
+        and dtypes <= {x.dtype, sum_dtype(x.dtype)}
+        and all(v.dtype == x.dtype for v in t[:2] if v is not None)
+        and all(v.device == x.device for v in t if v is not None)
+    )
+    return shape if fits else None
+
+
+def _one_by_one(
+    blocks: tuple[BlockOf, ...],
+    x: Tensor,
+    residual: Tensor | None,
+    modules: Sequence[nn.Module],
+) -> Tensor:
+    def normalised(of: UnitOf, x: Tensor) -> Tensor:
+        c = modules[of.conv](x)
+        return c if of.norm is None else modules[of.norm](c)
+
+    for block in blocks:
+        *inner, last = block.main
+        y = x
+        for unit in inner:
+            y = rectified(normalised(unit, y), unit.activation)
+        y = normalised(last, y)
+        if block.shortcut == "identity":
+            y = y + x
+        elif block.shortcut == "given":
+            y = y + residual
+        elif block.shortcut == "unit":
+            y = y + normalised(block.units[-1], x)
+        x = rectified(y, last.activation)
+    return x
+
+
+def altered(module: nn.Module, expected: type[nn.Module]) -> str | None:
+    """Why module has to be called itself, if it has: then no chain may stand in for it."""
+    if type(module) is not expected:
+        return f"is a {type(module).__name__}, not a {expected.__name__}"
+    if "forward" in vars(module):
+        return "has a forward of its own"
+    hooks = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+    if any(hooks) or _has_any_global_hook():
+        return "has hooks"
+    return None
+
+
+def warn_once(module: nn.Module, why: str) -> None:
+    if "_warned" not in vars(module):
+        module._warned = True
+        warnings.warn(f"{type(module).__name__} runs unfused: {why}", stacklevel=3)
+
+
+class ConvBNReLU(nn.Module):
+    """Conv2d, BatchNorm2d and an activation, as one operation; see conv_bn_relu.
+
+    activation is relu, relu6 or None.  forward takes input and, if something is to be added before
+    the activation, residual, of the output's shape.  The children conv and bn are called one by one
+    where they have hooks or are no longer of their own types.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        activation: str | None = "relu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_activation("ConvBNReLU", activation)
+        factory = {"device": device, "dtype": dtype}
+        self.conv = Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            **factory,
+        )  # fmt: skip
+        self.bn = BatchNorm2d(out_channels, eps, momentum, **factory)
+        self.activation = activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        unit = UnitOf(0, 1, self.activation or "none")
+        blocks = (BlockOf((unit,), "none" if residual is None else "given"),)
+        why = altered(self.conv, Conv2d) or altered(self.bn, BatchNorm2d)
+        if why is not None:
+            warn_once(self, f"a child {why}")
+            return _one_by_one(blocks, input, residual, (self.conv, self.bn))
+        return run_chain(blocks, False, input, residual, self.conv, self.bn)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
