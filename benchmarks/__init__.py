@@ -2,9 +2,10 @@
 
 cases    what is measured, its goals and its floors, from the CSV files beside it
 sides    the calls: ours, eager cuDNN's, torch.compile's
+networks the same of whole networks: what is measured, and the calls
 gate     no call is timed whose result is wrong
 device   device time, cold L2, CUDA graphs, peak memory, what machine this is
-measure  a case's inputs, its gate and its timing, put together
+measure  a row's inputs, its gate and its timing, put together
 host     what needs no GPU: the stubbed launch, the kernels that a network compiles
 results  the file that a run leaves
 report   a results file as Markdown; plots draws it; compare sets two side by side

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PROGRAM = "python -m benchmarks"
+SECONDS = {"tests": 200, "quick": 270, "networks": 0, "report": 30}  # of a GPU machine's steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_run(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("run", help="measure; write a results file")
     command.set_defaults(run=_run)
-    command.add_argument("-m", "--markers", default="quick", help="(default: quick)")
+    command.add_argument("-m", "--markers", default="quick", help="quick (default), networks, full")
     command.add_argument("-k", "--keywords", default="", help="as pytest's -k")
     command.add_argument("--results", type=Path, metavar="FILE", help="(default: by device, date)")
 
@@ -72,17 +73,23 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _add_gpu(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("gpu", help="tests, quick benchmarks and report, each bounded")
+    command = commands.add_parser(
+        "gpu",
+        help="tests, benchmarks and report, each bounded in seconds",
+        description="Runs each step that has seconds to run in.  The networks want 540, so they "
+        "may have a call of their own: --tests 0 --quick 0 --networks 540.",
+    )
     command.set_defaults(run=_gpu)
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    for name, seconds in (("tests", 200), ("quick", 270), ("report", 30)):
+    for name, seconds in SECONDS.items():
         command.add_argument(f"--{name}", type=float, default=seconds, metavar="SECONDS")
 
 
 def _gpu(args: argparse.Namespace) -> int:
     from . import gpu
 
-    return gpu.run(args.out, gpu.steps(args.out, args.tests, args.quick, args.report))
+    seconds = {name: getattr(args, name) for name in SECONDS}
+    return gpu.run(args.out, gpu.steps(args.out, seconds))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """No call is timed whose result is wrong."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 TF32_EPS = 2.0**-11
 FAR = 0.02
+CLOSE = 3.0
+SUMS = 1e-5  # what float32's sums may differ by, relatively, in another order
 
 
 class WrongResultError(AssertionError):
@@ -47,6 +49,27 @@ def require_same_problem(name: str, actual: Tensor, expected: Tensor) -> None:
     distance = float(_error(name, actual, expected).norm() / expected.norm())
     if not distance <= FAR:
         raise WrongResultError(f"{name}: {distance:.2g} away from the result, relatively")
+
+
+def require_as_close(
+    name: str, actual: Sequence[Tensor], expected: Sequence[Tensor], torchs: Sequence[Tensor]
+) -> None:
+    """Each of actual is nearly as close to `expected`, which is more precise, as torch's own is.
+
+    For results of several roundings one after another, whose sum has no bound of its own: a ReLU
+    passes or not by the last bit.  Where torch's own is further off than half of what is expected,
+    rounding alone decides, and anything finite passes.
+    """
+    for i, (a, e, t) in enumerate(zip(actual, expected, torchs, strict=True)):
+        norm = e.norm()
+        error, torchs_error = _error(name, a, e).norm(), _error(name, t, e).norm()
+        known = torchs_error <= norm / 2
+        bound = CLOSE * torchs_error + (torch.finfo(a.dtype).eps + SUMS) * norm
+        if not (error <= bound if known else error.isfinite()):
+            raise WrongResultError(
+                f"{name}: result {i} is {float(error / norm):.2g} away, relatively, and torch's "
+                f"{float(torchs_error / norm):.2g}"
+            )
 
 
 def _error(name: str, actual: Tensor, expected: Tensor) -> Tensor:

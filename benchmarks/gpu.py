@@ -1,4 +1,4 @@
-"""The one command for a GPU machine: tests, quick benchmarks, report.
+"""The one command for a GPU machine: tests, quick benchmarks, whole networks, report.
 
 Each step is bounded in time, runs whatever became of the one before, and leaves its output in a
 folder, with a line in summary.txt.
@@ -23,13 +23,20 @@ class Step(NamedTuple):
     seconds: float
 
 
-def steps(out: Path, tests: float, quick: float, report: float) -> list[Step]:
-    results = str(out / "results.json")
+MEASURED = {"quick": "results", "networks": "networks"}  # by marker, the stem of its file
+
+
+def steps(out: Path, seconds: dict[str, float]) -> list[Step]:
+    """Those that have seconds to run in."""
     benchmarks = ("-m", "benchmarks")
+    commands = {"tests": ("-m", "pytest", "-q", "-p", "no:cacheprovider")}
+    files = {name: str(out / f"{stem}.json") for name, stem in MEASURED.items() if seconds[name]}
+    for name, file in files.items():
+        commands[name] = (*benchmarks, "run", "-m", name, "--results", file)
+    if files:
+        commands["report"] = (*benchmarks, "report", *files.values())
     return [
-        Step("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider"), tests),
-        Step("quick", (*benchmarks, "run", "--results", results), quick),
-        Step("report", (*benchmarks, "report", results), report),
+        Step(name, command, seconds[name]) for name, command in commands.items() if seconds[name]
     ]
 
 

@@ -1,45 +1,50 @@
 """One side of a row: made, checked, and only then timed."""
 
+import contextlib
 import functools
 import statistics
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from . import device, sides
+from . import device, networks, sides
 from .cases import Row
-from .gate import poisoned_memory, require_right, require_same_problem
+from .gate import poisoned_memory, require_as_close, require_right, require_same_problem
+from .networks import NetworkRow
 
 SECONDS = 0.3  # of launches for a figure
 MOST_ROUNDS, LEAST_ROUNDS = 100, 10
-MAKE = {"ours": sides.ours, "eager": sides.eager, "compile": sides.compiled}
 
 
 class Problem(NamedTuple):
-    tensors: sides.Tensors
-    expected: Tensor
+    inputs: Any
+    expected: list[Tensor]
+    torchs: list[Tensor] | None  # torch's own results, where theirs is the error to measure by
 
 
 @functools.lru_cache(maxsize=1)  # the sides of a row follow one another
-def problem(row: Row) -> Problem:
-    torch.backends.cudnn.benchmark = False
-    made = sides.tensors(row, device.DEVICE)
-    return Problem(made, sides.expected(row, made))
+def problem(row: Row | NetworkRow) -> Problem:
+    _set_backends(row, search=False)
+    of = calls(row)
+    made = of.inputs(row, device.DEVICE)
+    expected = listed(of.expected(row, made))
+    _set_backends(row, search=True)  # as when it is timed
+    return Problem(made, expected, None if row.exact else listed(of.eager(row, made)()))
 
 
-def measure(row: Row, side: str, benchmark: BenchmarkFixture) -> dict:
+def measure(row: Row | NetworkRow, side: str, benchmark: BenchmarkFixture) -> dict:
     """The side's figures; raises WrongResultError, and times nothing, where it is wrong."""
-    made, expected = problem(row)
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = row.dtype == "tf32"
-    call, name = MAKE[side](row, made), f"{row}-{side}"
-    if side == "ours":
-        with poisoned_memory():
-            require_right(name, call(), expected, tf32=row.dtype == "tf32")
-    else:
-        require_same_problem(name, call(), expected)
+    given = problem(row)
+    _set_backends(row, search=True)
+    call = calls(row).MAKE[side](row, given.inputs)
+    is_ours = side in ("ours", "unfused")
+    with poisoned_memory() if is_ours else contextlib.nullcontext():
+        results = listed(call())
+    _require(row, f"{row}-{side}", results, given, is_ours)
+    del results
     peak = device.peak_bytes(call)
     seconds = _time(device.captured(call) if row.graphed else call, benchmark)
     half = len(seconds) // 2
@@ -51,6 +56,35 @@ def measure(row: Row, side: str, benchmark: BenchmarkFixture) -> dict:
         "peak_MB": peak / 1e6,
         "graph": row.graphed,
     }
+
+
+def calls(row: Row | NetworkRow) -> ModuleType:
+    """What makes inputs, expected and every side's call for rows of this kind."""
+    return networks if isinstance(row, NetworkRow) else sides
+
+
+def listed(returned: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    """What a call returned, without its history."""
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    return [result.detach() for result in returned]
+
+
+def _set_backends(row: Row | NetworkRow, search: bool) -> None:
+    torch.backends.cudnn.benchmark = search
+    torch.backends.cudnn.allow_tf32 = row.dtype == "tf32"
+
+
+def _require(
+    row: Row | NetworkRow, name: str, results: list[Tensor], given: Problem, is_ours: bool
+) -> None:
+    if not row.exact:
+        require_as_close(name, results, given.expected, given.torchs)
+        return
+    for actual, expected in zip(results, given.expected, strict=True):
+        if is_ours:
+            require_right(name, actual, expected, tf32=row.dtype == "tf32")
+        else:
+            require_same_problem(name, actual, expected)
 
 
 def _time(call: sides.Call, benchmark: BenchmarkFixture) -> list[float]:

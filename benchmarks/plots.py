@@ -30,7 +30,7 @@ def ratios(rows: list[dict], path: Path) -> None:
 
 def roofline(results: dict, path: Path) -> None:
     """Forward convolutions: TFLOP/s over FLOP per byte, under what the device could do."""
-    rows = [r for r in results["rows"] if r["pass"] == "forward" and r["flop"]]
+    rows = [r for r in results["rows"] if r["pass"] == "forward" and r["operator"] == "conv2d"]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for side, label, mark in (("ours", "ours", "o"), ("eager", "cuDNN", "x")):

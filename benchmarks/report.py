@@ -1,16 +1,20 @@
-"""A results file as Markdown: a summary by family, which the README shows, then every row."""
+"""A results file as Markdown: a summary by family, which the README shows, goals, every row."""
 
+import functools
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from . import plots
-from .cases import goal
+from .cases import HALF, PER_SECOND, device_key, goal, goals, rows
+from .networks import network_rows
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 OTHERS = {"eager": "cuDNN", "compile": "torch.compile"}
-NONE = "-"
+UNFUSED = {"unfused": "ours unfused"}
+NONE, UNMEASURED = "-", "not measured"
 
 
 def write(results: dict, folder: Path, stem: str) -> list[Path]:
@@ -24,16 +28,30 @@ def write(results: dict, folder: Path, stem: str) -> list[Path]:
 
 
 def report(results: dict) -> str:
-    layers = [row for row in results["rows"] if not row["published_ms"]]
+    layers, networks = [], []
+    for row in results["rows"]:
+        if not row["published_ms"]:
+            (networks if row["operator"] == "network" else layers).append(row)
     kernelbench = [row for row in results["rows"] if row["published_ms"]]
     sections = [
         f"# Benchmarks on {results['machine']['device']}",
         "\n".join(f"- {name}: {value}" for name, value in results["machine"].items()),
         "A time is the median of the device's, in microseconds, from a cold L2 cache.  A ratio is "
         "the other's time / ours.  The floor is the least time possible, 'of floor' the floor / "
-        "our time.  Peak memory is what a call holds besides its inputs.",
+        "our time.  Peak memory is what a call holds besides its inputs.  Ours unfused is our "
+        "operators one by one.",
         "## Summary",
         summary(results),
+        "## Goals",
+        "Layers are how many of those that a goal is set for are measured here, reached is the "
+        "worst of them; so far: where others are left to measure.",
+        table(GOAL_HEADS, _goal_lines(results)),
+        "## Networks",
+        "Times are in milliseconds.  A training step is the forward, the loss, the backward and "
+        "SGD with momentum, under autocast.  In inference ours has its batch norms folded.  A "
+        "graph is the replay of a CUDA graph, on every side; without one, waiting for the host "
+        "counts.",
+        table(NETWORK_HEADS, map(_network, networks)),
         "## Layers",
         table(LAYER_HEADS, map(_layer, layers)),
         "## KernelBench",
@@ -55,9 +73,9 @@ def summary(results: dict) -> str:
         "better of fp16 and bf16; ratio = the other's time / ours."
     )
     lines = []
-    for (family, direction), rows in groupby(sorted(headline(results["rows"]), key=_kind), _kind):
-        members = list(rows)
-        for side, name in OTHERS.items():
+    for (family, direction), group in groupby(sorted(headline(results["rows"]), key=_kind), _kind):
+        members = list(group)
+        for side, name in (OTHERS | UNFUSED).items():
             ratios = [row["ratio"][side] for row in members if side in row["ratio"]]
             if ratios:
                 worst, median = min(ratios), statistics.median(ratios)
@@ -71,7 +89,7 @@ def headline(rows: Iterable[dict]) -> list[dict]:
     """The rows in channels_last, of a layer's dtypes the one in which it does best."""
     best = {}
     for row in rows:
-        if row["layout"] == "channels_last" and row["ratio"]:
+        if _decides(row) and row["ratio"]:
             key = row["tag"], row["pass"]
             best[key] = max(row, best.get(key, row), key=lambda r: r["ratio"].get("eager", 0))
     return list(best.values())
@@ -111,13 +129,53 @@ def _kind(row: dict) -> tuple[str, str]:
     return row["family"], row["pass"]
 
 
+def _decides(row: dict) -> bool:
+    """Whether goals are set for such rows."""
+    return row["layout"] == "channels_last" and row["dtype"] in HALF
+
+
+@functools.cache
+def _layers() -> Counter[tuple[str, str]]:
+    """How many layers, or networks, there are of each kind."""
+    entries = [row.entry(None) for row in (*rows(), *network_rows())]
+    return Counter(
+        kind for _, kind in {(entry["tag"], _kind(entry)) for entry in entries if _decides(entry)}
+    )
+
+
+GOAL_HEADS = ("family", "pass", "against", "goal", "reached", "layers", "met")
+
+
+def _goal_lines(results: dict) -> list[tuple]:
+    """Every goal, reached or not."""
+    lines, best = [], headline(results["rows"])
+    on_h100 = device_key(results["machine"]["device"]) == "H100"
+    for (*kind, column), wanted in goals().items():
+        members = [row for row in best if _kind(row) == tuple(kind)]
+        if column == PER_SECOND:
+            against, form = "examples/s on one H100", ".0f"
+            reached = [row["sides"]["ours"]["examples_per_s"] for row in members if on_h100]
+        else:
+            against, form = OTHERS[column], ".2f"
+            reached = [row["ratio"][column] for row in members if column in row["ratio"]]
+        all_of_kind = _layers()[tuple(kind)]
+        figure = met = UNMEASURED
+        if reached:
+            figure, met = format(min(reached), form), "no"
+            if min(reached) >= wanted:
+                met = "yes" if len(reached) == all_of_kind else "so far"
+        measured = f"{len(reached)} of {all_of_kind}"
+        lines.append((*kind, against, f"{wanted:g}", figure, measured, met))
+    return lines
+
+
 def _goal(family: str, direction: str, side: str, ratio: float) -> tuple[str, str]:
     wanted = goal(family, direction, side)
     return (NONE, NONE) if wanted is None else (f"{wanted:g}", "yes" if ratio >= wanted else "no")
 
 
 LAYER_HEADS = (
-    *("layer", "net", "shape", "pass", "dtype", "layout", "ours", "spread"),
+    *("layer", "net", "shape", "pass", "dtype", "layout", "ours", "spread", "ours unfused"),
     *("cuDNN", "ratio", "goal", "met", "compile", "ratio", "goal", "met"),
     *("floor", "of floor", "peak MB ours", "peak MB cuDNN"),
 )
@@ -127,12 +185,40 @@ def _layer(row: dict) -> list[str]:
     ours, eager = row["sides"].get("ours", {}), row["sides"].get("eager", {})
     cells = [row["tag"], row["net"], shape(row), row["pass"], row["dtype"], row["layout"]]
     cells += [number(ours.get("us")), number(ours.get("spread"), ".1%")]
+    cells.append(number(row["sides"].get("unfused", {}).get("us")))
     for side in OTHERS:
-        ratio = row["ratio"].get(side)
-        cells += [number(row["sides"].get(side, {}).get("us")), number(ratio, ".2f")]
-        cells += (NONE, NONE) if ratio is None else _goal(*_kind(row), side, ratio)
+        cells += [number(row["sides"].get(side, {}).get("us")), *_ratio(row, side)]
     cells += [number(row["floor_us"]), number(ours.get("of_floor"), ".0%")]
     return [*cells, number(ours.get("peak_MB")), number(eager.get("peak_MB"))]
+
+
+NETWORK_HEADS = (
+    *("network", "input", "pass", "dtype", "ours", "spread", "examples/s", "peak MB"),
+    *("ours unfused", "examples/s", "peak MB", "ratio", "goal", "met"),
+    *("cuDNN", "examples/s", "peak MB", "ratio", "goal", "met"),
+    *("compile", "examples/s", "peak MB", "ratio", "goal", "met"),
+)
+
+
+def _network(row: dict) -> list[str]:
+    cells = [row["net"], shape(row), row["pass"], row["dtype"]]
+    for side in ("ours", *UNFUSED, *OTHERS):
+        figures = row["sides"].get(side, {})
+        us = figures.get("us")
+        cells.append(number(None if us is None else us / 1e3, ".3f"))
+        if side == "ours":
+            cells.append(number(figures.get("spread"), ".1%"))
+        cells += [number(figures.get("examples_per_s"), ".0f"), number(figures.get("peak_MB"))]
+        if side != "ours":
+            cells += _ratio(row, side)
+    return cells
+
+
+def _ratio(row: dict, side: str) -> tuple[str, str, str]:
+    """To the side, its goal, and whether that is met."""
+    ratio = row["ratio"].get(side)
+    met = (NONE, NONE) if ratio is None else _goal(*_kind(row), side, ratio)
+    return number(ratio, ".2f"), *met
 
 
 def _published(row: dict) -> list[str]:

@@ -8,9 +8,13 @@
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import device
 from .cases import Row, device_key
+
+if TYPE_CHECKING:  # tritonconv's import decides whether it is interpreted: not yet here
+    from .networks import NetworkRow
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -34,11 +38,13 @@ class Results:
         self.machine = device.machine()
         self._write()
 
-    def add(self, row: Row, side: str, figures: dict) -> dict:
+    def add(self, row: "Row | NetworkRow", side: str, figures: dict) -> dict:
         """Adds a side's figures to its row; returns them with what the row knows."""
         entry = self.rows.setdefault(str(row), self._entry(row))
         if entry["floor_us"] is not None:
             figures = {**figures, "of_floor": entry["floor_us"] / figures["us"]}
+        if "examples" in entry:
+            figures = {**figures, "examples_per_s": 1e6 * entry["examples"] / figures["us"]}
         measured = entry["sides"]
         measured[side] = figures
         if "ours" in measured:
@@ -54,25 +60,8 @@ class Results:
         self.host |= figures
         self._write()
 
-    def _entry(self, row: Row) -> dict:
-        case = row.case
-        key = device_key(self.machine["device"])
-        return {
-            "tag": case.tag,
-            "net": case.net,
-            "operator": case.operator,
-            "family": case.family,
-            "shape": {"x": case.x_shape, "w": case.w_shape, **case.options},
-            "pass": row.direction,
-            "dtype": row.dtype,
-            "layout": str(case.layout).removeprefix("torch.").removesuffix("_format"),
-            "flop": case.flop,
-            "moved": case.moved,
-            "floor_us": case.floors[row.direction][key] if key else None,
-            "published_ms": case.published,
-            "sides": {},
-            "ratio": {},
-        }
+    def _entry(self, row: "Row | NetworkRow") -> dict:
+        return row.entry(device_key(self.machine["device"])) | {"sides": {}, "ratio": {}}
 
     def _write(self) -> None:
         if self.path is None:

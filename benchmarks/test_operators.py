@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from . import device
-from .cases import SIDES, rows
+from .cases import rows
 from .measure import measure
 
 
@@ -23,7 +23,7 @@ def _marks(row, side):
     [
         pytest.param(row, side, id=f"{row}-{side}", marks=tuple(_marks(row, side)))
         for row in rows()
-        for side in SIDES
+        for side in row.sides
     ],
 )
 def test_device_time(row, side, benchmark, results):

@@ -78,12 +78,12 @@ class Piece(NamedTuple):
     activation: str = "none"
 
     @property
-    def all(self) -> tuple[Found, ...]:
+    def found(self) -> tuple[Found, ...]:
         return self.main if self.side is None else (*self.main, self.side)
 
     @property
     def nodes(self) -> list[fx.Node]:
-        return [*(n for found in self.all for n in found.nodes), *self.tail]
+        return [*(n for found in self.found for n in found.nodes), *self.tail]
 
     @property
     def start(self) -> fx.Node:
@@ -136,7 +136,8 @@ def _trace(container: nn.Module, training: bool, inline: Callable) -> fx.Graph:
             tracer.traced_func_name = "_unfused_forward"
         graph = tracer.trace(container)
     except Exception as error:  # a forward may raise anything when traced
-        raise UntraceableError(str(error).strip().splitlines()[0]) from error
+        said = str(error).strip() or type(error).__name__
+        raise UntraceableError(said.splitlines()[0]) from error
     finally:
         stateful = any(_differ(vars(m), was) for m, was in before)
         for m, was in before:
@@ -366,7 +367,7 @@ def _program(
         called = [n.target for n in nodes if n.op == "call_module"]
         expected += [(name, container.get_submodule(name)) for name in called]
         line = ", ".join(n.target if n.op == "call_module" else n.name for n in nodes)
-        lines |= {found.conv.target: line for piece in group for found in piece.all}
+        lines |= {found.conv.target: line for piece in group for found in piece.found}
         _replace(container, graph, group, recompute)
     graph.lint()
     forward = type(fx.GraphModule(container, graph)).forward
@@ -459,7 +460,8 @@ def _specialise(container: nn.Module, recompute: bool) -> tuple[dict[str, str], 
 
     Returns, by convolution, what each is fused in, and why tracing failed, if it did.
     """
-    unfuse(container)
+    if isinstance(container, Fused):
+        container.__class__ = type(container).unfused
     programs, lines, failure = {}, {}, None
     for training in (True, False):
         try:
@@ -536,8 +538,8 @@ def fold(model: nn.Module, report: Report | None = None) -> nn.Module:
 
     The convolution's weight and bias take up the running statistics, weight and bias of the batch
     norm, which becomes an nn.Identity; a fused model stays fused.  The copy is in evaluation mode,
-    and not meant to be trained.  Layers used more than once are left as they are.  report, if
-    given, is called with a line for each pair.
+    and not meant to be trained.  Layers used more than once and grouped transposed convolutions
+    are left as they are.  report, if given, is called with a line for each pair.
     """
     folded = copy.deepcopy(model).eval()
     paths: dict[nn.Module, list[str]] = {}
@@ -555,6 +557,8 @@ def fold(model: nn.Module, report: Report | None = None) -> nn.Module:
             if type(norm) is not modules.BatchNorm2d or norm.running_mean is None or not once:
                 continue
             if len(paths[conv]) > 1 or len(paths[norm]) > 1:
+                continue
+            if conv.transposed and conv.groups > 1:  # which fuse_conv_bn_weights gets wrong
                 continue
             conv.weight, conv.bias = fusion.fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,

@@ -85,8 +85,8 @@ def _conv2d_dgrad_kernel(
 
     c = group * CG + n
     finish(
-        acc, dx_ptr, ((image * H + h) * W + w)[:, None] * C + c[None, :], m < pixels, c, C, n < CG,
-        program,
+        acc, dx_ptr, ((image * H + h) * W + w)[:, None] * C + c[None, :], m < pixels,
+        tl.minimum(tl.maximum(pixels - start, 0), BLOCK_M), c, C, n < CG, program,
         b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
         EPS, ACTIVATION, ACC,
     )  # fmt: skip

@@ -20,20 +20,18 @@ from ..norm.stats import block_statistics, store_statistics
 
 @triton.jit
 def finish(
-    acc, y_ptr, offs, rows, c, C, channels, part,  # acc, offs [M, N]; rows [M] and channels [N] are
-    bias_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr,  # inside y; c [N] of C
-    residual_ptr, gate_ptr, partial_ptr,  # partial [parts, 3, C]
+    acc, y_ptr, offs, rows, n, c, C, channels, part,
+    bias_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Stores a tile of y."""
+    """Stores a tile of y: acc [M, N] at offs, of channels c [N] of all C.
+
+    rows [M], which are n, and channels [N] tell what is inside y; the tile's statistics go to row
+    `part` of partial [parts, 3, C].
+    """
     inside = rows[:, None] & channels[None, :]
     if bias_ptr is not None:
         acc += vector(bias_ptr, c, channels, 0.0, ACC)[None, :]
-    if partial_ptr is not None:
-        acc = acc.to(y_ptr.dtype.element_ty).to(ACC)
-        n = tl.sum(rows.to(ACC), axis=0)
-        mean, m2 = block_statistics(acc, rows[:, None], n)
-        store_statistics(partial_ptr, part, c, C, channels, n, mean, m2)
     if mean_ptr is not None:
         acc = normalised(acc, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC)
     if residual_ptr is not None:
@@ -45,6 +43,10 @@ def finish(
     if gate_ptr is None:
         acc = activated(acc, ACTIVATION)
     tl.store(y_ptr + offs, acc, mask=inside)
+    if partial_ptr is not None:
+        stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
+        mean, m2 = block_statistics(stored, rows[:, None], n.to(ACC))
+        store_statistics(partial_ptr, part, c, C, channels, n.to(ACC), mean, m2)
 
 
 class Epilogue(NamedTuple):

@@ -60,8 +60,8 @@ def _conv2d_fwd_kernel(
 
     o = group * COG + n
     finish(
-        acc, y_ptr, m[:, None] * CO + o[None, :], m < pixels, o, CO, n < COG,
-        program // (tiles_n * GROUPS),
+        acc, y_ptr, m[:, None] * CO + o[None, :], m < pixels, tl.minimum(pixels - start, BLOCK_M),
+        o, CO, n < COG, program // (tiles_n * GROUPS),
         b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
         EPS, ACTIVATION, ACC,
     )  # fmt: skip

@@ -75,10 +75,10 @@ def _batch_norm_combine_kernel(
     for start in range(first, last, BLOCK_P):
         part = start + tl.arange(0, BLOCK_P)
         inside = (part < last)[:, None] & (c < C)[None, :]
-        part_ptr = partial_ptr + (part[:, None] * (3 * C) + c[None, :])
-        part_n = tl.load(part_ptr, mask=inside, other=0.0)
-        part_mean = tl.load(part_ptr + C, mask=inside, other=0.0)
-        part_m2 = tl.load(part_ptr + 2 * C, mask=inside, other=0.0)
+        offs = part[:, None] * (3 * C) + c[None, :]
+        part_n = tl.load(partial_ptr + offs, mask=inside, other=0.0)
+        part_mean = tl.load(partial_ptr + (offs + C), mask=inside, other=0.0)
+        part_m2 = tl.load(partial_ptr + (offs + 2 * C), mask=inside, other=0.0)
         block_n = tl.sum(part_n, axis=0)
         # about one of the means: the mean of all may be far larger than their differences
         near = tl.max(tl.where(part_n > 0, part_mean, float("-inf")), axis=0)

@@ -48,18 +48,33 @@ def test_an_interrupted_step_may_finish_what_it_says(tmp_path):
     assert (tmp_path / "tests.log").read_text() == "so far: 12 passed\n"
 
 
-def test_its_steps_are_tests_quick_and_report(tmp_path):
-    steps = gpu.steps(tmp_path, tests=1, quick=2, report=3)
-    assert [(step.name, step.seconds) for step in steps] == [
-        ("tests", 1),
-        ("quick", 2),
-        ("report", 3),
-    ]
-    assert all(str(tmp_path / "results.json") in step.command for step in steps[1:])
+SECONDS = {"tests": 1, "quick": 2, "networks": 3, "report": 4}
 
 
-@pytest.mark.parametrize("name", ["tests", "quick", "report"])
+def test_a_step_without_seconds_is_left_out(tmp_path):
+    def names(**seconds: float) -> list[str]:
+        return [step.name for step in gpu.steps(tmp_path, SECONDS | seconds)]
+
+    assert names() == ["tests", "quick", "networks", "report"]
+    assert names(networks=0) == ["tests", "quick", "report"]
+    assert names(tests=0, quick=0) == ["networks", "report"]
+    assert names(quick=0, networks=0) == ["tests"]  # there is nothing to report
+    assert {step.name: step.seconds for step in gpu.steps(tmp_path, SECONDS)} == SECONDS
+
+
+@pytest.mark.parametrize(
+    ("left_out", "files"),
+    [("networks", ["results"]), ("quick", ["networks"]), ("tests", ["results", "networks"])],
+)
+def test_what_is_measured_is_reported(tmp_path, left_out, files):
+    *measured, report = gpu.steps(tmp_path, SECONDS | {left_out: 0})
+    paths = [str(tmp_path / f"{name}.json") for name in files]
+    assert list(report.command[-len(files) :]) == paths
+    assert [s.command[-1] for s in measured if s.name != "tests"] == paths
+
+
+@pytest.mark.parametrize("name", SECONDS)
 def test_all_it_leaves_lies_in_one_folder(tmp_path, name):
-    command = next(s.command for s in gpu.steps(tmp_path, 1, 1, 1) if s.name == name)
+    command = next(s.command for s in gpu.steps(tmp_path, SECONDS) if s.name == name)
     paths = [part for part in command if "/" in part]
     assert all(path.startswith(str(tmp_path)) for path in paths)

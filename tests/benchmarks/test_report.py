@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.cases import rows
+from benchmarks.cases import goals, rows
 from benchmarks.compare import compare
+from benchmarks.networks import network_rows
 from benchmarks.results import Results, default_path, read
 
 DATA = Path(__file__).parent / "data"
-ROWS = {str(row): row for row in rows()}
+ROWS = {str(row): row for row in (*rows(), *network_rows())}
 MACHINE = {
     "device": "NVIDIA H100 80GB HBM3",
     "driver": "570.1",
@@ -22,7 +23,7 @@ MACHINE = {
     "date": "2026-01-31",
     "commit": "0123456",
 }
-# us of ours, eager, compile; None where a side has no figure
+# us of ours, eager, compile and ours unfused; None where a side has no figure
 TIMES = {
     "r18_c64_56-forward-fp16": (100.0, 95.0, 96.0),
     "r18_c64_56-forward-bf16": (110.0, 88.0, 121.0),
@@ -32,6 +33,12 @@ TIMES = {
     "odd_19-dgrad-bf16": (None, 80.0, None),
     "r50_max-backward-fp16": (300.0, 900.0, 500.0),
     "psp_bin6-forward-fp16": (90.0, 99.0, None),
+    "r50_bn256_56-forward-fp16": (500.0, 600.0, None),
+    "r50_bn256_56_fp32-forward-fp32": (1000.0, 3000.0, None),
+    "r50_l1_64_256_bn_add-forward-fp16": (600.0, 1200.0, 900.0, 1000.0),
+    "resnet50_b256-training-bf16": (32000.0, 80000.0, 48000.0, 64000.0),
+    "mobilenet_v2_b256-training-bf16": (40000.0, 60000.0, None),
+    "resnet50_b1-inference_graph-fp16": (500.0, 1000.0, None),
     "kb_dw3-forward-tf32": (1000.0, 2550.0, 2480.0),
 }
 
@@ -42,7 +49,7 @@ def results(monkeypatch, tmp_path) -> dict:
     monkeypatch.setattr("benchmarks.device.machine", lambda: dict(MACHINE))
     run = Results(tmp_path / "results.json")
     for name, times in TIMES.items():
-        for side, us in zip(("ours", "eager", "compile"), times, strict=True):
+        for side, us in zip(("ours", "eager", "compile", "unfused"), times, strict=False):
             if us is not None:
                 figures = {"us": us, "spread": 0.012, "rounds": 100, "peak_MB": 51.4}
                 run.add(ROWS[name], side, figures | {"graph": ROWS[name].graphed})
@@ -68,13 +75,50 @@ def test_the_headline_takes_the_better_dtype_and_no_other_layout(results):
     chosen = {(row["tag"], row["dtype"]) for row in report.headline(results["rows"])}
     assert ("r18_c64_56", "fp16") in chosen
     assert ("r18_c64_56", "bf16") not in chosen
-    assert "kb_dw3" not in {tag for tag, _ in chosen}
+    assert not {"kb_dw3", "r50_bn256_56_fp32"} & {tag for tag, _ in chosen}
 
 
 def test_a_goal_that_the_worst_layer_misses_is_not_met(results):
     text = report.summary(results)
     assert "| dense 3x3 | forward | cuDNN | 2 | 0.80 | 0.88 | 0.9 | no |" in text
     assert "| depthwise 3x3 | forward | cuDNN | 1 | 2.25 | 2.25 | 2 | yes |" in text
+
+
+GOALS = [
+    ("ResNet-50 batch 256", "training", "cuDNN", "1.5", "2.50", "1 of 1", "yes"),
+    ("ResNet-50 batch 256", "training", "torch.compile", "1.15", "1.50", "1 of 1", "yes"),
+    ("ResNet-50 batch 256", "training", "examples/s on one H100", "7006", "8000", "1 of 1", "yes"),
+    ("ResNet-50 batch 1", "inference_graph", "cuDNN", "1.5", "2.00", "1 of 1", "yes"),
+    ("MobileNetV2 batch 256", "training", "cuDNN", "1.8", "1.50", "1 of 1", "no"),
+    ("conv+BN+ReLU 1x1", "forward", "cuDNN", "1.8", "2.00", "1 of 6", "so far"),
+    ("VGG-16 batch 256", "training", "cuDNN", "1.15", "not measured", "0 of 1", "not measured"),
+]
+
+
+def test_goals_are_met_missed_or_not_measured(results):
+    lines = report.report(results).splitlines()
+    for goal in GOALS:
+        assert f"| {' | '.join(goal)} |" in lines
+
+
+def test_a_run_that_measured_nothing_shows_every_goal_as_such():
+    text = report.report({"machine": MACHINE, "rows": [], "host": {}})
+    shown = [line for line in text.splitlines() if line.endswith("| not measured |")]
+    assert len(shown) == len(goals())
+    assert "| yes |" not in text
+
+
+def test_a_speed_on_an_h100_is_not_measured_elsewhere(results):
+    results["machine"]["device"] = "NVIDIA H200"
+    assert "| examples/s on one H100 | 7006 | not measured |" in report.report(results)
+
+
+def test_networks_show_examples_per_second_and_memory(results):
+    line = next(x for x in report.report(results).splitlines() if "| ResNet-50 | 256x3x224" in x)
+    cells = line.strip("| ").split(" | ")
+    assert cells[2:8] == ["training", "bf16", "32.000", "1.2%", "8000", "51.4"]
+    assert cells[8:14] == ["64.000", "4000", "51.4", "2.00", "-", "-"]
+    assert cells[14:20] == ["80.000", "3200", "51.4", "2.50", "1.5", "yes"]
 
 
 def test_fractions_are_of_the_device_s_floor(results):

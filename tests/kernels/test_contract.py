@@ -39,6 +39,12 @@ OPERATORS = {
         lambda x, w, b: tritonconv.batch_norm(x, None, None, w, b, training=True),
         [(2, 3, 7, 6), (3,), (3,)],
     ),
+    "conv_bn_relu": (
+        lambda x, w, b, scale, shift: tritonconv.conv_bn_relu(
+            x, w, b, None, None, scale, shift, padding=1, training=True
+        ),
+        [(2, 4, 7, 6), (6, 4, 3, 3), (6,), (6,), (6,)],
+    ),
     "corr2d": (tritonconv.corr2d, [(7, 6), (3, 2)]),
 }
 CONVOLUTION = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2}
@@ -59,7 +65,7 @@ MODULES = {
     "AdaptiveMaxPool1d": {"output_size": 2},
     "AdaptiveMaxPool2d": {"output_size": (2, None)},
 }
-CONVOLUTIONS = [name for name in OPERATORS if name.startswith("conv")]
+CONVOLUTIONS = [name for name in OPERATORS if name.startswith(("conv1d", "conv2d", "conv_tr"))]
 
 
 def module_input(name: str) -> torch.Tensor:
@@ -84,10 +90,17 @@ def raw_ops(device):
         torch.ones(4, device=device),
         torch.ones(2, 4, device=device),
     )
+    norm = mean, var, var, mean, 1e-5
+    of_y = torch.zeros(6, device=device), torch.ones(6, device=device), b, b
+    nothing = (None,) * 5
     at = ops.adaptive_max_pool2d(x, list(dp.shape[2:]), True)[1]
     return {
         "conv2d": (x.to(memory_format=last), w, b, last, *conv),
         "conv2d_dgrad": (dy, w, torch.randn(4, device=device), list(x.shape), last, *conv),
+        "conv2d_stats": (x, w, None, last, *conv),
+        "conv2d_fused": (x, w, b, *of_y, dy, None, 1e-5, "relu6", last, *conv),
+        "conv2d_dgrad_stats": (dy, w, None, list(x.shape), first, *conv),
+        "conv2d_dgrad_fused": (dy, w, *nothing, x, x, 0.0, "relu", list(x.shape), first, *conv),
         "conv2d_wgrad": (dy, x, list(w.shape), first, *conv),
         "conv2d_dbias": (dy,),
         "max_pool2d": (x, True, *pool),
@@ -98,9 +111,10 @@ def raw_ops(device):
         "adaptive_max_pool2d": (x, [3, 2], True),
         "adaptive_max_pool2d_scatter": (dp, at, list(x.shape), last),
         "batch_norm_stats": (x,),
-        "batch_norm": (x, mean, var, mean, None, 1e-5, last),
-        "batch_norm_sums": (x, x, mean, var, 1e-5),
-        "batch_norm_bwd": (x, x, mean, var, var, sums, 1e-5, last),
+        "batch_norm": (x, *norm, x, *norm, "relu6", last),
+        "batch_norm_sums": (x, x, *norm, "relu", x),
+        "batch_norm_sums_and_y": (x, x, *norm, "relu"),
+        "batch_norm_bwd": (x, x, *norm, "relu6", None, sums, last),
         "adaptive_avg_pool2d": (x, [3, 2]),
         "adaptive_avg_pool2d_bwd": (dp, list(x.shape), first),
         "corr2d": (x[0, 0], w[0, 0], [0, 1]),

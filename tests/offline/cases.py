@@ -8,6 +8,7 @@ import torch
 import tritonconv
 from torch import Tensor
 from tritonconv import _common
+from tritonconv.nets.resnet import BasicBlock
 
 DTYPES = {
     "fp16": torch.float16,
@@ -34,6 +35,7 @@ class Case(NamedTuple):
     dtype: str
     call: Callable[[str], None]
     narrow: Mapping[str, str] = {}  # kernels that copy less than 16 bytes at a time here, and why
+    plain: str = ""  # the case of the same kernels with nothing fused into them
 
 
 def empty(shape: tuple[int, ...], dtype: str, grad: bool = True) -> Tensor:
@@ -84,6 +86,62 @@ def batch_norm(dtype: str) -> None:
     y.backward(torch.empty_like(y))
 
 
+def epilogues(c: int, co: int, k: int) -> dict[str, Callable[[str], None]]:
+    """By name: a convolution with what may follow in its epilogue."""
+    how = [1, 1], [k // 2] * 2, [k // 2] * 2, [1, 1], 1
+    last, ops = torch.channels_last, torch.ops.tritonconv
+
+    def tensors(dtype: str) -> list[Tensor]:
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+        shapes = (8, c, 28, 28), (co, c, k, k), (8, co, 28, 28), (co,)
+        return [empty(shape, dtype, False) for shape in shapes]
+
+    def statistics(dtype: str) -> None:
+        x, w, *_ = tensors(dtype)
+        ops.conv2d_stats(x, w, None, last, *how)
+
+    def normalised(dtype: str) -> None:
+        x, w, r, v = tensors(dtype)
+        ops.conv2d_fused(x, w, None, v, v, v, v, r, None, 1e-5, "relu", last, *how)
+
+    def added(dtype: str) -> None:
+        x, w, dy, _ = tensors(dtype)
+        nothing = (None,) * 5
+        ops.conv2d_dgrad_fused(dy, w, *nothing, x, x, 0.0, "relu", list(x.shape), last, *how)
+
+    return {"statistics": statistics, "normalised": normalised, "added": added}
+
+
+def epilogue_narrow(c: int, dtype: str, name: str) -> dict[str, str]:
+    """Which kernels of epilogues' cases copy less than 16 bytes at a time."""
+    kernel = "conv2d_dgrad" if name == "added" else "conv2d_fwd"
+    if c % 16:
+        return narrow(
+            ODD[kernel], kernel, *(["batch_norm_combine"] if name == "statistics" else [])
+        )
+    return {key: why for key, why in TF32.items() if dtype == "tf32" and kernel in key}
+
+
+def block(c: int) -> Callable[[str], None]:
+    """Two 3x3 convolutions, and what they get added to: forward and backward."""
+
+    def call(dtype: str) -> None:
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+        fused = tritonconv.fuse(BasicBlock(c, c)).to(DTYPES[dtype])
+        y = fused(empty((8, c, 28, 28), dtype))
+        y.backward(torch.empty_like(y))
+
+    return call
+
+
+def transposed_and_shortcut(dtype: str) -> None:
+    """Statistics in dgrad's epilogue, and a normalised shortcut."""
+    conv, norm = tritonconv.ConvTranspose2d(64, 64, 4, 2, 1), tritonconv.BatchNorm2d(64)
+    with torch.no_grad():
+        for net, size in ((torch.nn.Sequential(conv, norm), 14), (BasicBlock(64, 128, 2), 28)):
+            tritonconv.fuse(net).to(DTYPES[dtype])(empty((8, 64, size, size), dtype))
+
+
 def corr2d(dtype: str) -> None:
     y = tritonconv.corr2d(empty((30, 30), dtype), empty((3, 3), dtype))
     y.backward(torch.empty_like(y))
@@ -104,13 +162,14 @@ def narrow(reason: str, *kernels: str) -> dict[str, str]:
 
 
 PASSES = ("conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad")
+NORM = ("batch_norm_fwd", "batch_norm_sums", "batch_norm_bwd", "batch_norm_combine")
 FEW = narrow("with few channels, taps and channels are one index, read by element", *PASSES)
 FEW_IN = narrow(FEW["conv2d_fwd"], "conv2d_fwd")
 FEW_OUT = narrow(FEW["conv2d_dgrad"], "conv2d_dgrad")
 ODD = narrow("channels are no multiple of 16: rows may start unaligned", *PASSES)
 ODD_SUM = narrow("the weights are no multiple of 16 elements", "add_splits")
-SMALL_SUM = narrow("the bias fills a block with one element a thread", "add_splits")
-BATCH_SUM = SMALL_SUM | narrow("a value a thread for each channel", "batch_norm_combine")
+SMALL_SUM = narrow("a vector fills a block with one element a thread", "add_splits")
+ODD_BLOCK = ODD | SMALL_SUM | narrow(ODD["conv2d_fwd"], *NORM)
 TF32 = narrow(
     "wgmma reads tf32 along the reduction only; what lies across it is copied by element",
     "conv2d_dgrad sm_90",
@@ -120,6 +179,14 @@ TF32 = narrow(
 max_pool2d, avg_pool2d = tritonconv.max_pool2d, tritonconv.avg_pool2d
 adaptive_avg_pool2d = tritonconv.adaptive_avg_pool2d
 adaptive_max_pool2d = tritonconv.adaptive_max_pool2d
+
+# By dtype, channels that between them take every tile.
+EVERY_TILE = {
+    "fp16": (128, 64, 32, 16, 130, 36, 20),
+    "tf32": (64, 32, 16, 36, 20),
+    "fp32": (64, 32, 16, 20),
+    "fp64": (32, 16, 20),
+}
 
 # Each tile in each pass, each kernel: for every device.
 TILES = (
@@ -147,7 +214,7 @@ TILES = (
     Case("avg 3x3/2", "fp16", pool(avg_pool2d, 3, 2, 1)),
     Case("adaptive avg 6x6", "fp16", pool(adaptive_avg_pool2d, 6)),
     Case("adaptive max 6x6", "fp16", pool(adaptive_max_pool2d, 6)),
-    Case("batch norm 64", "fp16", batch_norm, BATCH_SUM),
+    Case("batch norm 64", "fp16", batch_norm, SMALL_SUM),
     Case("corr2d 3x3", "fp16", corr2d),
 )
 
@@ -209,8 +276,32 @@ FORMS = (
     Case("adaptive max 6x6", "fp32", pool(adaptive_max_pool2d, 6)),
     Case("adaptive max 6x6 wide", "fp16", wide(pool(adaptive_max_pool2d, 6))),
     Case("avg 3x3/2 wide", "fp16", wide(pool(avg_pool2d, 3, 2, 1))),
-    *(Case("batch norm 64", dtype, batch_norm, BATCH_SUM) for dtype in ("bf16", "fp32", "fp64")),
-    Case("batch norm 64 wide", "fp16", wide(batch_norm), BATCH_SUM),
+    *(Case("batch norm 64", dtype, batch_norm, SMALL_SUM) for dtype in ("bf16", "fp32", "fp64")),
+    Case("batch norm 64 wide", "fp16", wide(batch_norm), SMALL_SUM),
     *(Case("corr2d 3x3", dtype, corr2d) for dtype in ("fp32", "fp64")),
+    # fused: every tile with each epilogue, and what surrounds them
+    *(
+        Case(
+            f"3x3 {c} {name}",
+            dtype,
+            call,
+            epilogue_narrow(c, dtype, name),
+            plain=f"3x3 {c}",
+        )
+        for dtype, widths in EVERY_TILE.items()
+        for c in widths
+        for name, call in epilogues(c, c, 3).items()
+    ),
+    *(
+        Case(f"1x1 64-256 {name}", "fp16", call, plain="1x1 64-256")
+        for name, call in epilogues(64, 256, 1).items()
+    ),
+    *(
+        Case("3x3 64 block", dtype, block(64), SMALL_SUM, "batch norm 64")
+        for dtype in ("fp16", "bf16", "fp32", "fp64")
+    ),
+    Case("3x3 36 block", "fp16", block(36), ODD_BLOCK),
+    Case("3x3 64 block wide", "fp16", wide(block(64)), SMALL_SUM),
+    Case("transposed and shortcut", "fp16", transposed_and_shortcut),
 )
 CASES = {80: TILES + FORMS, 89: TILES, 90: TILES + FORMS}

@@ -53,6 +53,20 @@ def check(capability: int, share: int) -> tuple[list[Row], list[str]]:
     return list(dict.fromkeys(rows)), errors
 
 
+def beside_plain(rows: list[Row]) -> list[str]:
+    """A line for each kernel with something fused into it, beside its plain form."""
+    plain = {row[:4]: row for row in rows}
+    lines = []
+    for case, row in ((case, row) for case in EVERY_CASE for row in rows if row[:2] == case[:2]):
+        other = plain.get((case.plain, *row[1:4]))
+        if other is not None:
+            lines.append(
+                f"{_name(row)}: {other.registers} -> {row.registers} registers, "
+                f"{other.loop} -> {row.loop} instructions in the loop"
+            )
+    return lines
+
+
 def over_budget(rows: list[Row], budgets: Budgets) -> list[str]:
     """Loops longer than recorded, and records that miss or have no row."""
     found = [
@@ -140,7 +154,8 @@ def main() -> int:
     position = {case[:2]: i for i, case in enumerate(EVERY_CASE)}
     rows = [row for found, _ in results for row in found]
     rows.sort(key=lambda row: (position[row[:2]], row.kernel, row.capability))
-    print(HEADER, *rows, sep="\n")
+    print(HEADER, *rows, "With something fused, beside the plain kernel:", sep="\n")
+    print(*beside_plain(rows), sep="\n")
 
     budgets = read_budgets()
     if "--record" in sys.argv:

@@ -1,0 +1,362 @@
+import itertools
+
+import pytest
+import torch
+import tritonconv
+from reference import Dispatched
+from torch import nn
+from torch.nn import functional as F
+from tritonconv import _common, conv_bn_relu
+from tritonconv.conv import tiles
+from tritonconv.norm import stats
+
+SHAPES = {  # input, weight and options
+    "3x3": ((3, 4, 7, 6), (6, 4, 3, 3), {"padding": 1}),
+    "1x1": ((2, 20, 5, 5), (18, 20, 1, 1), {}),
+    "1x1 of stride 2": ((2, 8, 5, 6), (6, 8, 1, 1), {"stride": 2}),
+    "strided groups": ((2, 4, 9, 8), (6, 2, 3, 3), {"stride": 2, "padding": 1, "groups": 2}),
+    "depthwise": ((2, 6, 7, 7), (6, 1, 3, 3), {"padding": 1, "groups": 6}),
+    "dilated": ((2, 3, 9, 8), (5, 3, 3, 2), {"padding": 2, "dilation": 2}),
+    "stem": ((2, 3, 15, 16), (8, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "same": ((2, 3, 6, 7), (4, 3, 3, 5), {"padding": "same"}),
+}
+NAMES = ("output", "x", "w", "bias", "bn_weight", "bn_bias", "residual")
+
+
+def torchs(x, w, b, mean, var, scale, shift, residual, training, activation, eps=1e-5, **options):
+    y = F.conv2d(x, w, b, **options)
+    y = F.batch_norm(y, mean, var, scale, shift, training, eps=eps)
+    y = y if residual is None else y + residual
+    return {"relu": F.relu, "relu6": F.relu6, None: lambda y: y}[activation](y)
+
+
+def ours(x, w, b, mean, var, scale, shift, residual, training, activation, eps=1e-5, **options):
+    return conv_bn_relu(
+        x, w, b, mean, var, scale, shift,
+        training=training, residual=residual, activation=activation, eps=eps, **options,
+    )  # fmt: skip
+
+
+class Call:
+    """conv_bn_relu's tensors: those that take gradients, and [running_mean, running_var]."""
+
+    def __init__(self, shape, residual: bool) -> None:
+        x, w, self.options = shape
+        C = w[0]
+        self.tensors = [torch.randn(s, dtype=torch.float64) for s in (x, w, (C,), (C,), (C,))]
+        y = F.conv2d(*self.tensors[:2], **self.options)
+        self.tensors.append(torch.randn(y.shape, dtype=torch.float64) if residual else None)
+        self.running = [torch.randn(C).double(), torch.rand(C).double() + 0.5]
+        self.dy = torch.randn(y.shape, dtype=torch.float64)
+
+    def run(self, f, device, dtype=None, vectors=None, **how) -> list[torch.Tensor]:
+        """Output, gradients and running statistics, on device and in dtype if given."""
+        dtypes = [dtype, dtype, dtype, vectors, vectors, dtype]
+        given = [
+            None if t is None else t.to(device, d or t.dtype, copy=True).requires_grad_()
+            for t, d in zip(self.tensors, dtypes, strict=True)
+        ]
+        running = [t.to(device, vectors or t.dtype, copy=True) for t in self.running]
+        x, w, b, scale, shift, residual = given
+        y = f(x, w, b, *running, scale, shift, residual, **self.options, **how)
+        wanted = [t for t in given if t is not None]
+        return [y.detach(), *torch.autograd.grad(y, wanted, self.dy.to(y)), *running]
+
+
+def assert_rounded(actual: list[torch.Tensor], expected: list[torch.Tensor], dtype) -> None:
+    """The convolution's result and its gradient are rounded once each, and so are the results."""
+    pixels = expected[0].numel() // expected[0].shape[1]
+    for name, a, e in zip(NAMES, actual, expected, strict=False):
+        bound = 8 * torch.finfo(dtype).eps * max(float(e.abs().max()), 1.0)
+        if name == "bias":  # before a batch norm its gradient is what rounding leaves of a sum
+            bound *= pixels**0.5
+        wrong = (a.cpu().double() - e).abs() > bound
+        tipped = 4 if dtype in (torch.float16, torch.bfloat16) else 0  # ReLUs, by rounding
+        assert wrong.sum() <= tipped, name
+
+
+@pytest.mark.covers("forward", "gradients", operator="conv_bn_relu", option="training, evaluation")
+@pytest.mark.parametrize(
+    ("name", "activation"), [*((name, "relu") for name in SHAPES), ("3x3", "relu6"), ("3x3", None)]
+)
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_conv_bn_relu_equals_torch(name, activation, training, residual, device):
+    call = Call(SHAPES[name], residual)
+    how = {"training": training, "activation": activation, "eps": 1e-3}
+    actual, expected = call.run(ours, device, **how), call.run(torchs, "cpu", **how)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_conv_bn_relu_in_evaluation_is_one_kernel(shape, residual, device):
+    call = Call(shape, residual)
+    x, w, b, scale, shift, r = (None if t is None else t.to(device) for t in call.tensors)
+    running = [t.to(device) for t in call.running]
+    how = {"training": False, "activation": "relu6"}
+    with Dispatched() as dispatched:
+        y = ours(x, w, b, *running, scale, shift, r, **call.options, **how)
+    assert dispatched.ours == ["conv2d_fused"]
+    expected = torchs(*call.tensors[:3], *call.running, *call.tensors[3:], **call.options, **how)
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.covers("forward", "gradients", operator="conv_bn_relu", option="training, evaluation")
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    ("dtype", "vectors"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_conv_bn_relu_rounds_as_its_dtype(dtype, vectors, training, device):
+    call = Call(SHAPES["3x3"], residual=True)
+    call.tensors = [t.to(dtype).double() for t in call.tensors]
+    call.running = [t.to(vectors).double() for t in call.running]
+    how = {"training": training, "activation": "relu"}
+    actual = call.run(ours, device, dtype, vectors, **how)
+    assert_rounded(actual, call.run(torchs, "cpu", **how), dtype)
+
+
+def test_statistics_are_accurate_far_from_zero(device, monkeypatch):
+    monkeypatch.setattr(tiles, "choose", lambda *problem: tiles.Tile(32, 16, 16, 4, 2))
+    x = torch.randn(8, 1, 16, 16) + 1e4
+    w, running = torch.ones(3, 1, 1, 1), [torch.zeros(3), torch.zeros(3)]
+    running = [t.to(device) for t in running]
+    y = conv_bn_relu(
+        x.to(device), w.to(device), None, *running, training=True, momentum=1.0, activation=None
+    )
+    expected = F.batch_norm(x.double().expand(8, 3, 16, 16), None, None, training=True)
+    assert (y.cpu().double() - expected).abs().max() < 2e-3  # float32 at 1e4
+    torch.testing.assert_close(
+        running[1].cpu().double(), x.double().var().expand(3), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("parts", [2, 16, 64])
+def test_statistics_do_not_depend_on_how_they_are_combined(parts, device, monkeypatch):
+    """Many small tiles, and several levels of combination."""
+    monkeypatch.setattr(tiles, "choose", lambda *problem: tiles.Tile(16, 16, 16, 4, 2))
+    monkeypatch.setattr(stats, "BLOCK_PARTS", parts)
+    call = Call(((2, 4, 12, 10), (9, 4, 3, 3), {"padding": 1}), residual=False)
+    how = {"training": True, "activation": "relu"}
+    actual, expected = call.run(ours, device, **how), call.run(torchs, "cpu", **how)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e-10, atol=1e-10)
+
+
+EVERY_TILE = sorted(
+    {
+        (size, tile)
+        for tables in (tiles.TILES, tiles.HOPPER, tiles.UNALIGNED)
+        for size, table in tables.items()
+        for tile in table
+    }
+)
+DTYPES = {2: torch.float16, 4: torch.float32, 8: torch.float64}
+
+
+@pytest.mark.parametrize(("size", "tile"), EVERY_TILE, ids=str)
+def test_epilogue_with_every_tile(size, tile, device, monkeypatch):
+    """Statistics, normalisation and gated residual, of more than one tile, in integers' range."""
+    dtype = DTYPES[size]
+    call = Call(((2, 5, 13, 9), (17, 5, 3, 3), {"padding": 1}), residual=True)
+    call.tensors[0] = torch.randint(-2, 3, (2, 5, 13, 9)).double()
+    call.tensors[1] = torch.randint(-2, 3, (17, 5, 3, 3)).double()
+    monkeypatch.setattr(tiles, "choose", lambda *problem: tile)
+    for training in (True, False):
+        how = {"training": training, "activation": "relu"}
+        vectors = torch.promote_types(dtype, torch.float32)
+        actual = call.run(ours, device, dtype, vectors, **how)
+        expected = call.run(torchs, "cpu", **how)
+        assert_rounded(actual, expected, dtype)
+
+
+def test_conv_bn_relu_with_64_bit_offsets(device, monkeypatch):
+    monkeypatch.setattr(_common, "WIDE_FROM", 0)
+    call = Call(SHAPES["strided groups"], residual=True)
+    how = {"training": True, "activation": "relu"}
+    for a, e in zip(call.run(ours, device, **how), call.run(torchs, "cpu", **how), strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.covers("second gradients", operator="conv_bn_relu", option="training, evaluation")
+@pytest.mark.parametrize("activation", ["relu", "relu6", None])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_conv_bn_relu_second_gradients(training, activation, device):
+    call = Call(((2, 2, 4, 3), (2, 2, 3, 3), {"padding": 1}), residual=True)
+    running = [t.to(device) for t in call.running]
+    given = [t.to(device).requires_grad_() for t in call.tensors]
+
+    def f(x, w, b, scale, shift, residual):
+        how = {"training": training, "activation": activation, "padding": 1}
+        before = [t.clone() for t in running]
+        return ours(x, w, b, *before, scale, shift, residual, **how)
+
+    assert torch.autograd.gradgradcheck(f, given)
+
+
+# each alone, all but one, all and none, of x, w, bn_weight, bn_bias and residual
+NEEDED = [n for n in itertools.product([False, True], repeat=5) if sum(n) not in (2, 3)]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("needed", NEEDED, ids=str)
+def test_conv_bn_relu_computes_only_needed_gradients(needed, training, device):
+    call = Call(SHAPES["3x3"], residual=True)
+    how = {"training": training, "activation": "relu"}
+    results = []
+    for f, on in ((ours, device), (torchs, "cpu")):
+        given = [t.to(on, copy=True) for t in call.tensors]
+        places = (0, 1, 3, 4, 5)  # all but the convolution's bias
+        wanted = [given[i].requires_grad_() for i, n in zip(places, needed, strict=True) if n]
+        x, w, b, scale, shift, residual = given
+        running = [t.to(on, copy=True) for t in call.running]
+        y = f(x, w, b, *running, scale, shift, residual, **call.options, **how)
+        if not wanted:
+            assert not y.requires_grad
+            continue
+        with Dispatched() as dispatched:
+            found = torch.autograd.grad(y, wanted, call.dy.to(y))
+        results.append([t.cpu() for t in found])
+        if f is ours:
+            assert ("conv2d_wgrad" in dispatched.ours) == needed[1]
+            assert ("conv2d_dgrad_fused" in dispatched.ours) == needed[0]
+            assert ("batch_norm_bwd" in dispatched.ours) == (needed[0] or needed[1])
+    if results:
+        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.covers("forward", "gradients", operator="conv_bn_relu", option="unbatched")
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_conv_bn_relu_of_one_image(training, device):
+    x, w = torch.randn(3, 6, 5), torch.randn(4, 3, 3, 3)
+    residual = torch.randn(4, 4, 3)
+    running = torch.zeros(4), torch.ones(4)
+    expected = F.batch_norm(F.conv2d(x, w)[None], *(t.clone() for t in running), training=training)
+    expected = F.relu(expected[0] + residual)
+    y = conv_bn_relu(
+        x.to(device), w.to(device), None, *(t.to(device) for t in running),
+        training=training, residual=residual.to(device),
+    )  # fmt: skip
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.covers("forward", "gradients", operator="conv_bn_relu", option="empty batch")
+def test_conv_bn_relu_of_no_images(device):
+    x = torch.randn(0, 3, 6, 5, device=device, requires_grad=True)
+    w = torch.randn(4, 3, 3, 3, device=device, requires_grad=True)
+    running = torch.zeros(4, device=device), torch.ones(4, device=device)
+    y = conv_bn_relu(x, w, None, *running)
+    y.sum().backward()
+    assert y.shape == (0, 4, 4, 3)
+    assert (x.grad.shape, w.grad.abs().sum()) == (x.shape, 0)
+
+
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("w_format", [torch.contiguous_format, torch.channels_last])
+def test_conv_bn_relu_has_torchs_strides(x_format, w_format, device):
+    call = Call(SHAPES["3x3"], residual=False)
+    call.tensors[0] = call.tensors[0].contiguous(memory_format=x_format)
+    call.tensors[1] = call.tensors[1].contiguous(memory_format=w_format)
+    how = {"training": True, "activation": "relu"}
+    actual, expected = call.run(ours, device, **how), call.run(torchs, "cpu", **how)
+    assert [t.stride() for t in actual] == [t.stride() for t in expected]
+
+
+def test_conv_bn_relu_repeats_bit_for_bit(device):
+    call = Call(SHAPES["stem"], residual=True)
+    how = {"training": True, "activation": "relu"}
+    first, second = (call.run(ours, device, torch.float32, torch.float32, **how) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_not_a_number_stays_one(device):
+    x, w = torch.randn(2, 3, 4, 4), torch.randn(4, 3, 1, 1)
+    x[0, 0, 1, 2] = float("nan")
+    running = torch.zeros(4, device=device), torch.ones(4, device=device)
+    y = conv_bn_relu(x.to(device), w.to(device), None, *running, activation="relu6")
+    assert torch.equal(y.isnan().cpu()[0, :, 1, 2], torch.ones(4, dtype=torch.bool))
+    assert y.isnan().sum() == 4
+
+
+def test_autocast_casts_as_the_operators_it_fuses(device):
+    call = Call(SHAPES["3x3"], residual=False)
+    x, w, b, scale, shift, _ = (None if t is None else t.float().to(device) for t in call.tensors)
+    running = [t.float().to(device) for t in call.running]
+    with torch.autocast(device, torch.bfloat16):
+        y = conv_bn_relu(x, w, b, *running, scale, shift, padding=1)
+        c = tritonconv.conv2d(x, w, b, padding=1)
+        expected = F.relu(tritonconv.batch_norm(c, *running, scale, shift))
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"activation": "gelu"}, ValueError, "conv_bn_relu: activation must be relu, relu6"),
+        ({"residual": torch.zeros(2, 4, 5, 5)}, RuntimeError, "residual must have the output's"),
+        ({"residual": 1.0}, TypeError, "conv_bn_relu: residual must be a Tensor, got float"),
+        ({"running_var": None}, RuntimeError, "conv_bn_relu: running_var must be given in eval"),
+        ({"bn_weight": torch.ones(3)}, RuntimeError, r"conv_bn_relu: expected bn_weight of shape"),
+        ({"weight": torch.ones(4, 2, 3, 3)}, RuntimeError, "conv_bn_relu: given groups=1"),
+        ({"input": torch.ones(2, 3, 2, 2)}, RuntimeError, "conv_bn_relu: expected a non-empty"),
+        ({"eps": -1.0}, ValueError, "conv_bn_relu: eps must be non-negative"),
+        ({"bias": torch.ones(4).double()}, RuntimeError, "conv_bn_relu: input, weight and bias"),
+        (
+            {"training": True, "input": torch.ones(1, 3, 3, 3)},
+            ValueError,
+            "conv_bn_relu: Expected more than 1 value per channel",
+        ),
+    ],
+)
+def test_conv_bn_relu_refuses_by_name(change, error, message, device):
+    given = {
+        "input": torch.ones(2, 3, 6, 6),
+        "weight": torch.ones(4, 3, 3, 3),
+        "running_mean": torch.zeros(4),
+        "running_var": torch.ones(4),
+    } | change
+    given = {n: t.to(device) if isinstance(t, torch.Tensor) else t for n, t in given.items()}
+    with pytest.raises(error, match=message):
+        conv_bn_relu(**given)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_module_is_its_children_one_after_another(training, residual, device):
+    module = tritonconv.ConvBNReLU(3, 4, 3, padding=1, activation="relu6", device=device)
+    module.train(training)
+    twin = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+    twin.load_state_dict(dict(zip(twin.state_dict(), module.state_dict().values(), strict=True)))
+    twin.train(training)
+    x, r = torch.randn(2, 3, 5, 5), torch.randn(2, 4, 5, 5) if residual else None
+    y = module(x.to(device), None if r is None else r.to(device))
+    expected = F.relu6(twin(x) + (r if residual else 0))
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-5, atol=1e-5)
+    for a, e in zip(module.state_dict().values(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e-5, atol=1e-5)
+
+
+def test_module_calls_children_that_have_hooks(device):
+    module = tritonconv.ConvBNReLU(3, 4, 3, device=device)
+    x, seen = torch.randn(2, 3, 5, 5, device=device), []
+    before = module.eval()(x)
+    handle = module.bn.register_forward_hook(lambda *args: seen.append(args[-1].shape))
+    with pytest.warns(UserWarning, match="ConvBNReLU runs unfused: a child has hooks"):
+        after = module(x)
+    module(x)  # warns once
+    assert seen == [(2, 4, 3, 3)] * 2
+    torch.testing.assert_close(after, before)
+    handle.remove()
+    with Dispatched() as dispatched, torch.no_grad():
+        module(x)
+    assert dispatched.ours == ["conv2d_fused"]

@@ -1,0 +1,578 @@
+import copy
+import pickle
+import random
+import warnings
+
+import pytest
+import torch
+import tritonconv
+from reference import Dispatched
+from torch import nn
+from torch.nn import functional as F
+from tritonconv import BatchNorm2d, Conv2d, ConvTranspose2d, as_torch, fold, fuse, nets
+from tritonconv.nets.mobilenet_v2 import InvertedResidual
+from tritonconv.nets.resnet import BasicBlock, Bottleneck
+
+
+def conv_bn(c_in, c_out, k=3, stride=1, **options):
+    conv = Conv2d(c_in, c_out, k, stride, padding=k // 2, bias=False, **options)
+    return [conv, BatchNorm2d(c_out)]
+
+
+class Trunk(nn.Module):
+    """A stem and some blocks, as the networks have them, but small."""
+
+    def __init__(self, *blocks: nn.Module, act: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(3, 8, stride=2), act())
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+TRUNKS = {
+    "ResNet": lambda: Trunk(BasicBlock(8, 8), BasicBlock(8, 6, 2), BasicBlock(6, 6)),
+    "ResNet of bottlenecks": lambda: Trunk(Bottleneck(8, 2), Bottleneck(8, 2, 2), Bottleneck(8, 2)),
+    "MobileNetV2": lambda: Trunk(
+        InvertedResidual(8, 8, 1, 1), InvertedResidual(8, 6, 2, 2), InvertedResidual(6, 6, 1, 2),
+        act=nn.ReLU6,
+    ),
+}  # fmt: skip
+
+
+def made(model: nn.Module, device: str, size: int = 8) -> nn.Module:
+    """model in float64, its lazy layers initialised, its batch norms not the identity."""
+    model = model.double().to(device)
+    model(torch.zeros(2, 3, size, size, dtype=torch.float64, device=device))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return model
+
+
+def images(device, *shape):
+    return torch.randn(shape or (2, 3, 8, 8), dtype=torch.float64, device=device)
+
+
+def results(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Output, input's gradient, parameters' gradients and buffers, on the CPU."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.square().sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return [t.detach().cpu().clone() for t in (y, x.grad, *gradients, *model.buffers())]
+
+
+def assert_same(a: nn.Module, b: nn.Module, x: torch.Tensor, b_x: torch.Tensor | None = None):
+    pairs = zip(results(a, x), results(b, x if b_x is None else b_x), strict=True)
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def ops(model: nn.Module, x: torch.Tensor) -> list[str]:
+    """What runs in a forward, of a copy: model's statistics stay."""
+    model = copy.deepcopy(model)
+    with Dispatched() as dispatched, torch.no_grad():
+        model(x)
+    return dispatched.ours
+
+
+@pytest.mark.parametrize(
+    ("blocks", "act"),
+    [
+        ((BasicBlock(8, 8), BasicBlock(8, 6, 2)), nn.ReLU),
+        ((InvertedResidual(8, 6, 2, 2), InvertedResidual(6, 6, 1, 2)), nn.ReLU6),
+    ],
+    ids=["ResNet", "MobileNetV2"],
+)
+def test_fused_network_trains_in_lockstep_with_torch(blocks, act, device):
+    model = made(Trunk(*copy.deepcopy(blocks), act=act), device)
+    fused, twin = fuse(model), as_torch(model).cpu()
+    both = [
+        (net, torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)) for net in (fused, twin)
+    ]
+    for _ in range(50):
+        x, target = images("cpu", 4, 3, 8, 8), torch.randint(3, (4,))
+        for net, optimizer in both:
+            on = device if net is fused else "cpu"
+            optimizer.zero_grad()
+            F.cross_entropy(net(x.to(on)), target.to(on)).backward()
+            optimizer.step()
+    for (name, a), e in zip(fused.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", TRUNKS)
+def test_fused_network_equals_torch(name, training, recompute, device):
+    model = made(TRUNKS[name](), device).train(training)
+    x = images(device)
+    assert_same(fuse(model, recompute), as_torch(model).cpu(), x, x.cpu())
+
+
+def test_recompute_goes_through_several_segments(device, monkeypatch):
+    monkeypatch.setattr("tritonconv._chain.SEGMENT", 2)
+    model = made(Trunk(*(BasicBlock(8, 8) for _ in range(5))), device)
+    x = images(device)
+    assert_same(fuse(model, recompute=True), as_torch(model).cpu(), x, x.cpu())
+
+
+def kept_bytes(model: nn.Module, x: torch.Tensor) -> int:
+    """Of the tensors that a forward keeps for the backward, but for the parameters."""
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    storages = {}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        if storage._cdata not in parameters:
+            storages[storage._cdata] = storage  # kept alive, lest another gets its place
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(x)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "goal", "recomputed_goal"), [("resnet50", 0.80, 0.54), ("resnet18", 0.67, 0.52)]
+)
+def test_fused_network_keeps_fewer_bytes(name, goal, recomputed_goal):
+    options = {"device": "meta", "dtype": torch.bfloat16}
+    with torch.device("meta"):
+        model = getattr(nets, name)().to(torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.empty(8, 3, 224, 224, **options).to(memory_format=torch.channels_last)
+    torchs = kept_bytes(as_torch(model), x)
+    assert kept_bytes(fuse(model), x) <= goal * torchs
+    assert kept_bytes(fuse(model, recompute=True), x) <= recomputed_goal * torchs
+
+
+def test_fuse_reports_every_convolution():
+    model = nn.Sequential(
+        nn.Sequential(*conv_bn(3, 4), nn.ReLU6()),
+        Conv2d(4, 4, 3),
+        BasicBlock(4, 6),
+        nn.Conv2d(6, 6, 1),
+        Conv2d(6, 6, 3, padding=1, padding_mode="circular"),
+        nn.ReLU(),
+        Conv2d(6, 6, 1),
+        nn.ReLU(),
+    )
+    lines = []
+    fuse(model, report=lines.append)
+    assert lines == [
+        "0: 0, 1, 2 fused",
+        "1: kept, for no batch norm or activation alone uses its result",
+        "2: conv1, bn1, relu, conv2, bn2, downsample.0, downsample.1, add, relu fused",
+        "3: kept, for it is a torch.nn.modules.conv.Conv2d",
+        "4: kept, for it pads with circular",
+        "model: 6, 7 fused",
+    ]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "googlenet", "mobilenet_v2", "vgg11_bn", "vgg11", "nin", "alexnet"])  # fmt: skip
+def test_all_of_our_networks_fuse(name):
+    with torch.device("meta"):
+        model = getattr(nets, name)()
+    lines = []
+    fused = fuse(model, report=lines.append)
+    assert lines
+    assert all(line.endswith("fused") for line in lines)
+    assert list(fused.state_dict()) == list(model.state_dict())
+    assert isinstance(fused, type(model))
+    assert [n for n, _ in fused.named_modules()] == [n for n, _ in model.named_modules()]
+
+
+def test_fused_model_survives_copying_and_pickling(device):
+    model = fuse(made(TRUNKS["ResNet"](), device))
+    x = images(device)
+    expected = ops(model, x)
+    assert "conv2d_stats" in expected
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert ops(copied, x) == expected
+        assert_same(copied, copy.deepcopy(model), x)
+
+
+class Altered:
+    """What may be done to a layer after fusing, and what it must then show."""
+
+    @staticmethod
+    def hook(layer):
+        layer.register_forward_hook(lambda module, args, y: y * 2)
+
+    @staticmethod
+    def pre_hook(layer):
+        layer.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+
+    @staticmethod
+    def parametrization(layer):
+        nn.utils.parametrizations.weight_norm(layer)
+        layer.parametrizations.weight.original0.data *= 2
+
+    @staticmethod
+    def subclass(layer):
+        kind = type(layer)
+        layer.__class__ = type("Twice", (kind,), {"forward": lambda s, x: 2 * kind.forward(s, x)})
+
+    @staticmethod
+    def own_forward(layer):
+        layer.forward = lambda x: 2 * type(layer).forward(layer, x)
+
+
+ALTERATIONS = [
+    *(
+        (alter.__func__, "blocks.1.conv2")
+        for name, alter in vars(Altered).items()
+        if name[0] != "_"
+    ),
+    (Altered.hook, "blocks.1.downsample.0"),
+    (Altered.pre_hook, "stem.0"),
+]
+
+
+@pytest.mark.parametrize(("alter", "path"), ALTERATIONS)
+def test_altered_layer_is_called_itself(alter, path, device):
+    model = made(TRUNKS["ResNet"](), device)
+    fused = fuse(model)
+    for m in (model, fused):
+        alter(m.get_submodule(path))
+    x = images(device)
+    with pytest.warns(UserWarning, match="runs unfused: "):
+        assert_same(fused, model, x)
+    assert_same(fused, model, x)  # warns once
+    assert "conv2d_stats" in ops(fused, x)  # the other blocks stay fused
+
+
+def test_hooks_of_containers_and_activations_are_called(device):
+    fused = fuse(made(TRUNKS["ResNet"](), device))
+    called = []
+    for path in ("blocks.0", "blocks.1.downsample", "blocks.2.relu"):
+        hook = lambda module, args, y, path=path: called.append(path)  # noqa: E731
+        fused.get_submodule(path).register_forward_hook(hook)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fused(images(device))
+    assert called == ["blocks.0", "blocks.1.downsample", *["blocks.2.relu"] * 2]
+    assert len(caught) == 2  # a hook on the whole block needs no call of its layers
+
+
+def test_frozen_batch_norm_in_training(device):
+    model = made(TRUNKS["ResNet"](), device)
+    for path in ("blocks.0.bn1", "blocks.1.downsample.1", "stem.1"):
+        model.get_submodule(path).eval().requires_grad_(False)
+    x = images(device)
+    assert_same(fuse(model), as_torch(model).cpu(), x, x.cpu())
+
+
+@pytest.mark.parametrize("options", [{"momentum": None}, {"track_running_stats": False}, {"affine": False}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_batch_norms_options(options, training, device):
+    model = nn.Sequential(Conv2d(3, 4, 3), BatchNorm2d(4, **options), nn.ReLU()).double().to(device)
+    model.train(training)
+    fused, twin = fuse(model), as_torch(model).cpu()
+    for _ in range(2):
+        x = images(device)
+        assert_same(fused, twin, x, x.cpu())
+    assert "conv2d_stats" in ops(fused.train(), images(device))
+
+
+class Branches(nn.Module):
+    """As Inception's: two branches, one of two units."""
+
+    def __init__(self):
+        super().__init__()
+        unit = lambda *c: nn.Sequential(*conv_bn(*c), nn.ReLU())  # noqa: E731
+        self.one, self.two = unit(3, 4, 1), nn.Sequential(unit(3, 2, 1), unit(2, 5, 3))
+
+    def forward(self, x):
+        return torch.cat([self.one(x), self.two(x)], 1)
+
+
+class TwoForms(nn.Module):
+    """As RepVGG's: both operands of the sum are normalised convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Sequential(*conv_bn(3, 4)), nn.Sequential(*conv_bn(3, 4, 1))
+
+    def forward(self, x):
+        return F.relu(self.wide(x) + self.narrow(x))
+
+
+class GivenResidual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.other = *conv_bn(3, 3), nn.Tanh()
+
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        y += self.other(x)
+        return F.relu(y, inplace=True)
+
+
+class WritesToItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = conv_bn(3, 3)
+
+    def forward(self, x):
+        x = x * 1
+        x += self.bn(self.conv(x.clone()))
+        return torch.relu(x)
+
+
+class UsedTwice(nn.Module):
+    """One convolution and batch norm called twice, and a result that two read."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = conv_bn(3, 3)
+
+    def forward(self, x):
+        y = F.relu(self.bn(self.conv(x)))
+        return F.relu6(self.bn(self.conv(y))) + y
+
+
+class BothModes(nn.Module):
+    """Does something else in training than in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = conv_bn(3, 3)
+
+    def forward(self, x):
+        y = self.bn(self.conv(x)).relu()
+        return y * 3 if self.training else y
+
+
+CONTAINERS = {
+    "branches": (Branches, {"conv2d_stats": 3}),
+    "two forms": (TwoForms, {"conv2d_stats": 2, "batch_norm": 1}),
+    "given residual": (GivenResidual, {"conv2d_stats": 1, "batch_norm": 1}),
+    "writes to its input": (WritesToItsInput, {"conv2d_stats": 1, "batch_norm": 1}),
+    "used twice": (UsedTwice, {"conv2d_stats": 2}),
+    "both modes": (BothModes, {"conv2d_stats": 1}),
+    "transposed": (
+        lambda: nn.Sequential(
+            ConvTranspose2d(3, 4, 4, 2, 1, bias=False), BatchNorm2d(4), nn.ReLU(),
+            ConvTranspose2d(4, 6, 3, 2, output_padding=1, groups=2, bias=False), BatchNorm2d(6), nn.ReLU6(),
+        ),
+        {"conv2d_dgrad_stats": 2, "batch_norm": 2},
+    ),
+    "linear bottleneck": (
+        lambda: nn.Sequential(*conv_bn(3, 4), *conv_bn(4, 3), nn.ReLU()),
+        {"conv2d_stats": 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_container_is_fused_and_equals_torch(name, training, device):
+    make, expected = CONTAINERS[name]
+    model = made(make(), device).train(training)
+    fused, x = fuse(model), images(device)
+    assert_same(fused, as_torch(model).cpu(), x, x.cpu())
+    called = ops(fused.train(), x)
+    assert {op: called.count(op) for op in expected} == expected
+
+
+def test_without_batch_norm_groups_are_fused_in_inference(device):
+    model = nn.Sequential(Conv2d(3, 4, 3), nn.ReLU(), Conv2d(4, 5, 3, bias=False), nn.ReLU6())
+    fused, x = fuse(model.double().to(device)), images(device)
+    assert ops(fused, x) == ["conv2d_fused", "conv2d_fused"]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x).cpu(), as_torch(model).cpu()(x.cpu()))
+    assert_same(fused, as_torch(model).cpu(), x, x.cpu())
+
+
+class ReadsShape(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = BasicBlock(3, 3)
+
+    def forward(self, x):
+        return self.block(x) if x.shape[0] > 1 else x
+
+
+class KeepsState(ReadsShape):
+    def forward(self, x):
+        self.last = x
+        return self.block(x)
+
+
+class Draws(ReadsShape):
+    def forward(self, x):
+        return self.block(x) if random.random() < 2 else x
+
+
+@pytest.mark.parametrize("kind", [ReadsShape, KeepsState, Draws])
+def test_forward_that_cannot_be_traced_stays(kind, device):
+    model = made(nn.Sequential(kind(), *conv_bn(3, 3), nn.ReLU()), device)
+    fused, x = fuse(model), images(device)
+    assert type(fused[0]) is kind  # its block, and the rest around it, are fused
+    assert ops(fused, x).count("conv2d_stats") == 3
+    assert_same(fused, as_torch(model).cpu(), x, x.cpu())
+    assert kind is not KeepsState or isinstance(fused[0].last, torch.Tensor)
+
+
+def test_untraceable_container_is_reported():
+    class Conditional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = conv_bn(3, 3)
+
+        def forward(self, x):
+            return self.bn(self.conv(x)) if x.sum() > 0 else x
+
+    lines = []
+    fuse(nn.Sequential(Conditional()), report=lines.append)
+    assert len(lines) == 1
+    assert lines[0].startswith("0.conv: kept, for its container cannot be traced: symbolically")
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_what_the_kernels_do_not_cover_goes_through_the_layers(training, device):
+    model = made(Trunk(BasicBlock(8, 8)), device).train(training)
+    fused, twin = fuse(model), as_torch(model).cpu()
+    x = images(device, 2, 3, 8, 8)
+    mixed = copy.deepcopy(fused).float()
+    with pytest.raises(RuntimeError, match="conv2d: input, weight and bias must have the same"):
+        mixed(x)
+    with pytest.raises(RuntimeError, match="conv2d: given groups=1 and weight"):
+        fused(images(device, 2, 4, 8, 8))
+    assert copy.deepcopy(fused)(images(device, 0, 3, 8, 8)).shape == (0, 3)
+    if training:
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+            copy.deepcopy(fused).blocks(images(device, 1, 8, 1, 1))
+    else:
+        block = fused.blocks[0]
+        unbatched = images(device, 8, 4, 4)
+        y = block.conv1(unbatched)
+        assert y.shape == (8, 4, 4)
+        with pytest.raises(ValueError, match="expected 4D input"):
+            block(unbatched)
+    assert_same(fused, twin, x, x.cpu())
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_fused_network_under_autocast(training, device):
+    model = made(TRUNKS["ResNet"](), device).float().train(training)
+    fused, x = fuse(model), images(device).float()
+    with torch.autocast(device, torch.bfloat16):
+        y, expected = fused(x), copy.deepcopy(model)(x)
+        block = fused.blocks[0](images(device, 2, 8, 4, 4).float())
+    assert y.dtype == expected.dtype
+    assert block.dtype == torch.float32  # what is added to it is not cast
+    torch.testing.assert_close(y.float(), expected.float(), rtol=0.1, atol=0.1)
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in fused.parameters())
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
+def test_fused_network_compiles_whole(training, backend, device):
+    torch._dynamo.reset()
+    model = fuse(made(Trunk(BasicBlock(8, 6, 2)), device)).train(training)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
+    x = images(device)
+    assert_same(compiled, model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_fused_network_in_channels_last(device):
+    model = made(TRUNKS["ResNet"](), device).to(memory_format=torch.channels_last)
+    fused = fuse(model)
+    x = images(device).to(memory_format=torch.channels_last)
+    alike = copy.deepcopy(fused)
+    assert alike.blocks(alike.stem(x)).is_contiguous(memory_format=torch.channels_last)
+    assert_same(fused, model, x)
+    strides = [p.grad.stride() for p in model.parameters()]
+    assert [p.grad.stride() for p in fused.parameters()] == strides
+
+
+def test_second_gradients_of_a_fused_network(device):
+    model = made(TRUNKS["ResNet"](), device)
+    penalties = []
+    for net, on in ((fuse(model), device), (as_torch(model).cpu(), "cpu")):
+        x = torch.linspace(-1, 1, 2 * 3 * 8 * 8, dtype=torch.float64).view(2, 3, 8, 8).to(on)
+        x.requires_grad_()
+        (dx,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        penalties.append([x.grad.cpu(), *(p.grad.cpu() for p in net.parameters())])
+    torch.testing.assert_close(*penalties, rtol=1e-8, atol=1e-8)
+
+
+def test_as_torch_unfuses(device):
+    model = made(TRUNKS["MobileNetV2"](), device)
+    twin = as_torch(fuse(model)).cpu()
+    x = images(device)
+    with Dispatched() as dispatched:
+        twin(x.cpu()).sum().backward()
+    assert dispatched.ours == []
+    assert [type(m) for m in twin.modules()] == [type(m) for m in as_torch(model).modules()]
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", ""])
+def test_fold_leaves_one_kernel_a_convolution(fused, device):
+    model = made(TRUNKS["ResNet"](), device)
+    for _ in range(3):
+        model(images(device))
+    lines = []
+    folded = fold(fuse(model) if fused else model, report=lines.append)
+    x = images(device)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+    called = ops(folded, x)
+    assert called == (["conv2d_fused"] if fused else ["conv2d"]) * 8
+    assert lines[0] == "blocks.2.bn1: folded into blocks.2.conv1"
+    assert not any(isinstance(m, BatchNorm2d) for m in folded.modules())
+    assert model.blocks[0].conv1.bias is None
+
+
+def test_fold_leaves_shared_layers(device):
+    model = made(UsedTwice(), device).eval()
+    folded, x = fold(model), images(device)
+    assert isinstance(folded.bn, BatchNorm2d)
+    torch.testing.assert_close(folded(x), model(x))
+
+
+def test_folded_transposed_convolution(device):
+    model = made(CONTAINERS["transposed"][0](), device).eval()
+    folded, x = fold(fuse(model)), images(device)
+    # torch's folding knows no grouped transposed convolution: its batch norm stays, in the epilogue
+    assert [type(folded[i]) for i in (1, 4)] == [nn.Identity, BatchNorm2d]
+    assert ops(folded, x) == ["conv2d_dgrad_fused"] * 2
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_converted_model_of_torch_fuses(device):
+    """As torchvision writes its blocks: functional additions, shared and in-place activations."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+            self.conv2, self.bn2 = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            identity = x
+            out = self.relu(self.bn1(self.conv1(x)))
+            out = self.bn2(self.conv2(out))
+            out += identity
+            return self.relu(out)
+
+    model = nn.Sequential(Block(), Block()).double()
+    fused, x = fuse(tritonconv.convert(model)).to(device), images(device)
+    assert ops(fused, x).count("conv2d_stats") == 4
+    assert_same(fuse(tritonconv.convert(model)).to(device), model, x, x.cpu())
