@@ -34,11 +34,9 @@ def operands(name: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor |
     if bias is not None:
         check_tensor(name, "bias", bias, (1,))
     given = Operands(*autocast(input, weight, bias))
-    tensors = {"input": given.x, "weight": given.w} | ({} if bias is None else {"bias": given.bias})
-    if (
-        len({t.dtype for t in tensors.values()}) > 1
-        or len({t.device for t in tensors.values()}) > 1
-    ):
+    others = [t for t in (given.w, given.bias) if t is not None]
+    if any(t.dtype != given.x.dtype or t.device != given.x.device for t in others):
+        tensors = dict(zip(("input", "weight", "bias"), (given.x, *others), strict=False))
         got = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in tensors.items())
         raise RuntimeError(
             f"{name}: input, weight and bias must have the same dtype and device, got {got}; "

@@ -20,7 +20,7 @@ from .. import _split
 from .._common import accumulator, empty_in, empty_nhwc, index_type, leave, nhwc, op, pixel_blocks
 from .._launch import launch
 from .._split import pixel_share, sum_dtype
-from .normalise import activated, mean_and_scale, normalised, row, shut, tile, vector
+from .normalise import activated, coefficients, row, shut, tile, vector
 from .stats import shares
 
 
@@ -32,7 +32,9 @@ def _batch_norm_sums_kernel(
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
-    mean, rstd = mean_and_scale(mean_ptr, var_ptr, c, c < C, EPS, ACC)
+    mean, rstd, scale, shift = coefficients(
+        mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC
+    )  # fmt: skip
     sum_dy, sum_dy_x = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for start in range(first, last, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
@@ -40,17 +42,16 @@ def _batch_norm_sums_kernel(
         offs = p[:, None] * C + c[None, :]
         dy = tl.load(dy_ptr + offs, mask=inside, other=0.0).to(ACC)
         x = tl.load(x_ptr + offs, mask=inside, other=0.0).to(ACC)
-        if ACTIVATION != "none":
-            if y_ptr is not None:
-                y = tl.load(y_ptr + offs, mask=inside, other=0.0)
-            else:
-                y = normalised(x, mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC)
-            dy = tl.where(shut(y, ACTIVATION), 0.0, dy)
+        x -= mean[None, :]
+        y = x * scale[None, :] + shift[None, :]
         if z_ptr is not None:
-            z = normalised(x, mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC)
-            tl.store(z_ptr + offs, activated(z, ACTIVATION), mask=inside)
+            tl.store(z_ptr + offs, activated(y, ACTIVATION), mask=inside)
+        if y_ptr is not None:
+            y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(ACC)
+        if ACTIVATION != "none":
+            dy = tl.where(shut(y, ACTIVATION), 0.0, dy)
         sum_dy += dy
-        sum_dy_x += dy * (x - mean[None, :])
+        sum_dy_x += dy * x
     partial_ptr += split * 2 * C + c
     tl.store(partial_ptr, tl.sum(sum_dy, axis=0), mask=c < C)
     tl.store(partial_ptr + C, tl.sum(sum_dy_x, axis=0) * rstd, mask=c < C)
@@ -64,22 +65,21 @@ def _batch_norm_bwd_kernel(
     INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     c, offs, inside = tile(pixels, C, INDEX, BLOCK_P, BLOCK_C)
-    mean, rstd = mean_and_scale(mean_ptr, var_ptr, c, c < C, EPS, ACC)
-    scale = rstd * vector(w_ptr, c, c < C, 1.0, ACC)
+    mean, rstd, scale, shift = coefficients(
+        mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC
+    )  # fmt: skip
     dx = tl.load(dy_ptr + offs, mask=inside, other=0.0).to(ACC)
+    x = tl.load(x_ptr + offs, mask=inside, other=0.0).to(ACC) - mean[None, :]
     if ACTIVATION != "none":
+        y = x * scale[None, :] + shift[None, :]
         if y_ptr is not None:
-            y = tl.load(y_ptr + offs, mask=inside, other=0.0)
-        else:
-            x = tl.load(x_ptr + offs, mask=inside, other=0.0).to(ACC)
-            y = normalised(x, mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC)
+            y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(ACC)
         dx = tl.where(shut(y, ACTIVATION), 0.0, dx)
     if sums_ptr is not None:
         n = tl.cast(pixels, INDEX).to(ACC)
         of_dy = vector(sums_ptr, c, c < C, 0.0, ACC) / n
         of_dy_x = vector(sums_ptr + C, c, c < C, 0.0, ACC) / n * rstd
-        x = tl.load(x_ptr + offs, mask=inside, other=0.0).to(ACC)
-        dx -= of_dy[None, :] + (x - mean[None, :]) * of_dy_x[None, :]
+        dx -= of_dy[None, :] + x * of_dy_x[None, :]
     tl.store(dx_ptr + offs, dx * scale[None, :], mask=inside)
 
 

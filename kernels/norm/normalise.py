@@ -28,15 +28,23 @@ def tile(pixels, C, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.cons
 def vector(ptr, c, inside, other, ACC: tl.constexpr):
     """What channels c have in a vector [C]; `other` for all where there is none."""
     if ptr is None:
-        return tl.full(c.shape, other, ACC)
-    return tl.load(ptr + c, mask=inside, other=other).to(ACC)
+        values = tl.full(c.shape, other, ACC)
+    else:
+        values = tl.load(ptr + c, mask=inside, other=other).to(ACC)
+    return values
 
 
 @triton.jit
-def mean_and_scale(mean_ptr, var_ptr, c, inside, EPS: tl.constexpr, ACC: tl.constexpr):
-    """mean and 1 / sqrt(var + eps) of channels c."""
-    var = vector(var_ptr, c, inside, 1.0, ACC)
-    return vector(mean_ptr, c, inside, 0.0, ACC), 1.0 / tl.sqrt(var + EPS)
+def coefficients(
+    mean_ptr, var_ptr, w_ptr, b_ptr, c, inside, EPS: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """Of channels c: mean, 1 / sqrt(var + eps), that times weight, and bias."""
+    rstd = 1.0 / tl.sqrt(vector(var_ptr, c, inside, 1.0, ACC) + EPS)
+    scale = rstd
+    if w_ptr is not None:
+        scale *= vector(w_ptr, c, inside, 0.0, ACC)
+    mean = vector(mean_ptr, c, inside, 0.0, ACC)
+    return mean, rstd, scale, vector(b_ptr, c, inside, 0.0, ACC)
 
 
 @triton.jit
@@ -44,13 +52,8 @@ def normalised(
     x, mean_ptr, var_ptr, w_ptr, b_ptr, c, inside, EPS: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     """x [P, C] of channels c, normalised; inside tells which of the channels there are."""
-    mean, scale = mean_and_scale(mean_ptr, var_ptr, c, inside, EPS, ACC)
-    if w_ptr is not None:
-        scale *= vector(w_ptr, c, inside, 0.0, ACC)
-    y = (x - mean[None, :]) * scale[None, :]
-    if b_ptr is not None:
-        y += vector(b_ptr, c, inside, 0.0, ACC)[None, :]
-    return y
+    mean, _, scale, shift = coefficients(mean_ptr, var_ptr, w_ptr, b_ptr, c, inside, EPS, ACC)
+    return (x - mean[None, :]) * scale[None, :] + shift[None, :]
 
 
 @triton.jit

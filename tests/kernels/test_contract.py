@@ -2,13 +2,16 @@
 
 import copy
 import pickle
+import random
 
 import pytest
 import torch
 import tritonconv
 from reference import assert_equal, forward_backward
 from torch import nn
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
+from tritonconv import _common
 
 OPERATORS = {
     "conv1d": (
@@ -119,6 +122,25 @@ def raw_ops(device):
         "adaptive_avg_pool2d_bwd": (dp, list(x.shape), first),
         "corr2d": (x[0, 0], w[0, 0], [0, 1]),
     }
+
+
+def test_memory_format_is_read_as_torch_reads_it():
+    generator = random.Random(0)
+    memory = torch.empty(1000)
+    for _ in range(5000):
+        shape = [generator.choice((0, 1, 1, 2, 3, 4)) for _ in range(4)]
+        strides = [generator.choice((0, 1, 1, 2, 3, 4, 6, 8, 12, 24, 48)) for _ in range(4)]
+        x = memory.as_strided(shape, strides)
+        assert _common.layout(x) == suggest_memory_format(x), (shape, strides)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 1, 5), (2, 1, 4, 1), (0, 3, 4, 5), (2, 3, 0, 5)])  # fmt: skip
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_results_leave_with_the_strides_of_their_format(shape, memory_format):
+    expected = torch.empty(shape).to(memory_format=memory_format)
+    expected = torch.empty_like(expected, memory_format=memory_format).stride()
+    for y in (torch.empty(shape), torch.empty(shape[::-1]).permute(3, 2, 1, 0)):
+        assert _common.leave(y, memory_format).stride() == expected
 
 
 def test_opcheck_knows_every_op(device):
