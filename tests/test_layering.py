@@ -23,6 +23,11 @@ LAYERS = {
 OPERATOR = {"_common", "_launch", "_pool", "_split"}
 NORM = {"_common", "_launch", "_split", "normalise", "stats"}
 FAMILY = NORM | {"geometry", "precision", "tiles", "taps", "epilogue", "conv", "norm"}
+# what runs modules as a chain of fused operators
+FUSED = {"_chain", "_common", "_conv", "_split", "batch_norm", "conv_bn_relu"} | {
+    "conv_transpose2d",
+    "modules",
+}
 
 
 def allowed(path: str) -> set[str]:
@@ -39,7 +44,11 @@ def allowed(path: str) -> set[str]:
         "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},
         "kernels/conv1d.py": {"_common", "conv2d", "conv_transpose2d"},
         "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"_common"},
-        "kernels/twins.py": {"modules"},
+        "kernels/_chain.py": {"_common", "batch_norm", "conv", "conv2d", "norm"},
+        "kernels/conv_bn_relu.py": {"_common", "_conv", "_chain", "batch_norm", "conv2d"},
+        "kernels/fused.py": FUSED,
+        "kernels/fuse.py": {"fused", "modules"},
+        "kernels/twins.py": {"fuse", "modules"},
     }.get(path, OPERATOR)
 
 
