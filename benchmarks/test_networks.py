@@ -1,21 +1,12 @@
-"""Device time of whole networks: a test for each side, a group for each row."""
+"""Device time of whole networks."""
 
 import gc
 
 import pytest
 import torch
 
-from . import device
-from .measure import measure
 from .networks import network_rows
-
-
-def _marks(row, side):
-    yield pytest.mark.full
-    if row.quick(side):
-        yield pytest.mark.networks
-    if side != "ours":
-        yield pytest.mark.baseline
+from .timing import take, timed
 
 
 def _sides():
@@ -32,17 +23,6 @@ def freed_memory():
     torch.cuda.empty_cache()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason=device.NO_GPU)
-@pytest.mark.benchmark(timer=device.now)
-@pytest.mark.parametrize(
-    ("row", "side"),
-    [
-        pytest.param(row, side, id=f"{row}-{side}", marks=tuple(_marks(row, side)))
-        for row, side in _sides()
-    ],
-)
+@timed(_sides(), "networks")
 def test_device_time(row, side, benchmark, results):
-    if benchmark.disabled:
-        pytest.skip("benchmarks are disabled")
-    benchmark.group = str(row)
-    benchmark.extra_info |= results.add(row, side, measure(row, side, benchmark))
+    take(row, side, benchmark, results)

@@ -11,7 +11,7 @@ epilogue.  Kept for the backward are x, each c_i with its mean and variance, and
 takes the sums for norm_i's gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,14 +57,14 @@ class Block(NamedTuple):
     y_format: torch.memory_format
 
     @property
-    def main(self) -> tuple[Unit, ...]:
-        """The units that follow one another."""
-        return self.units[:-1] if self.shortcut == "unit" else self.units
-
-    @property
     def gated(self) -> bool:
         """Whether y alone tells where the last activation passes gradients."""
-        return self.shortcut != "none" and self.main[-1].activation != "none"
+        return self.shortcut != "none" and main_units(self)[-1].activation != "none"
+
+
+def main_units(block) -> tuple:
+    """The units of a block that follow one another: all but its shortcut's."""
+    return block.units[:-1] if block.shortcut == "unit" else block.units
 
 
 class Tensors(NamedTuple):
@@ -141,7 +141,7 @@ def _infer(block: Block, x: Tensor, residual: Tensor | None, tensors: list[Tenso
         residual = x
     elif block.shortcut == "unit":
         residual = _fused(block.units[-1], x, tensors[-1], None, INSIDE)
-    *inner, (last, last_tensors) = zip(block.main, tensors, strict=False)
+    *inner, (last, last_tensors) = zip(main_units(block), tensors, strict=False)
     for unit, t in inner:
         x = _fused(unit, x, t, None, INSIDE)
     return _fused(last, x, last_tensors, residual, block.y_format)
@@ -188,7 +188,7 @@ def _forward(
     block: Block, x: Tensor, residual: Tensor | None, tensors: list[Tensors]
 ) -> tuple[Tensor, list[Kept]]:
     z, kept = x, []
-    for unit, t in zip(block.main, tensors, strict=False):
+    for unit, t in zip(main_units(block), tensors, strict=False):
         if kept:
             z = kept[-1].z()
         kept.append(Kept(unit, t, Tensors(), *_convolve(unit, z, t)))
@@ -200,10 +200,9 @@ def _forward(
 
 def _output(block: Block, kept: list[Kept], x: Tensor, residual: Tensor | None) -> Tensor:
     """The block's output, from what its convolutions gave."""
-    last, shortcut = kept[len(block.main) - 1], NO_RESIDUAL
+    last, shortcut = kept[len(main_units(block)) - 1], NO_RESIDUAL
     if block.shortcut == "unit":
-        mean, var, scale, shift, eps = kept[-1].norm
-        shortcut = kept[-1].c, mean, var, scale, shift, eps
+        shortcut = kept[-1].c, *kept[-1].norm
     elif block.shortcut != "none":
         shortcut = (x if block.shortcut == "identity" else residual), *NO_RESIDUAL[1:]
     return normalise(last.c, *last.norm, *shortcut, last.unit.activation, block.y_format)
@@ -213,8 +212,7 @@ def _norm_backward(
     kept: Kept, dz: Tensor, activation: str, gate: Tensor | None, needs_dc: bool, needs_z: bool
 ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
     """From the gradient of act(norm(c) + ...): those of scale and shift, of c, and z if wanted."""
-    mean, var, scale, shift, eps = kept.norm
-    norm = mean, var, scale, shift, eps, activation
+    norm = *kept.norm, activation
     needs_scale, needs_shift = kept.needs.scale, kept.needs.shift
     sums = z = dc = None
     if needs_scale or needs_shift or (needs_dc and kept.unit.of_batch):
@@ -229,9 +227,9 @@ def _norm_backward(
         dc = batch_norm_bwd(dz, kept.c, *norm, gate, of_c, INSIDE)
     gradients = {}
     if needs_scale:
-        gradients["scale"] = sums[1].to(scale.dtype, copy=True)
+        gradients["scale"] = sums[1].to(kept.tensors.scale.dtype, copy=True)
     if needs_shift:
-        gradients["shift"] = sums[0].to(shift.dtype, copy=True)
+        gradients["shift"] = sums[0].to(kept.tensors.shift.dtype, copy=True)
     return gradients, dc, z
 
 
@@ -239,7 +237,7 @@ def _backward(
     block: Block, kept: list[Kept], x: Tensor, y: Tensor | None, dy: Tensor, needs_dx: bool
 ) -> tuple[Tensor | None, list[Tensors]]:
     """dx and the gradients of each unit's tensors; y is given where it is the gate."""
-    main = kept[: len(block.main)]
+    main = kept[: len(main_units(block))]
     activation = main[-1].unit.activation
     found = [{} for _ in kept]
     # the first unit that something needs a gradient of, or through
@@ -293,32 +291,32 @@ def _passed(dy: Tensor, y: Tensor, activation: str) -> Tensor:
     return dy.masked_fill((y <= 0) | (y >= 6) if activation == "relu6" else y <= 0, 0)
 
 
-def _unfused(blocks: tuple[Block, ...], x: Tensor, tensors: Sequence[Tensors]) -> Tensor:
-    """The same from what can be differentiated twice; up to a given shortcut, if there is one."""
+def composed(
+    blocks: Sequence,
+    x: Tensor,
+    residual: Tensor | None,
+    normalised: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """What blocks give for x, normalised(i, z) being what the i-th of all their units gives for z.
 
-    def normalised(unit: Unit, x: Tensor, t: Tensors, x_format=INSIDE) -> Tensor:
-        formats = Formats(x_format, unit.w_format, INSIDE)
-        if unit.size is None:
-            c = Conv2dFunction.apply(x, t.w, t.bias, formats, unit.geometry)
-        else:
-            shape = unit.y_shape(x.shape, t.w.shape)
-            formats = Formats(INSIDE, unit.w_format, x_format)  # what comes out is dgrad's x
-            c = Conv2dDgradFunction.apply(x, t.w, t.bias, shape, formats, unit.geometry)
-        running = (None, None) if unit.of_batch else (t.mean, t.var)
-        return batch_norm(c, *running, t.scale, t.shift, unit.of_batch, 0.0, unit.eps)
-
-    for block, parts in _by_block(blocks, tensors):
-        *inner, (last, last_tensors) = zip(block.main, parts, strict=False)
-        y, y_format = x, block.x_format
-        for unit, t in inner:
-            y, y_format = rectified(normalised(unit, y, t, y_format), unit.activation), INSIDE
-        y = normalised(last, y, last_tensors, y_format)
-        if block.shortcut == "given":
-            return y
+    Blocks and units are those above, or what has their shortcuts and activations.
+    """
+    i = 0
+    for block in blocks:
+        *inner, last = main_units(block)
+        y = x
+        for unit in inner:
+            y = rectified(normalised(i, y), unit.activation)
+            i += 1
+        y = normalised(i, y)
         if block.shortcut == "identity":
             y = y + x
+        elif block.shortcut == "given":
+            y = y + residual
         elif block.shortcut == "unit":
-            y = y + normalised(block.units[-1], x, parts[-1], block.x_format)
+            i += 1
+            y = y + normalised(i, x)
+        i += 1
         x = rectified(y, last.activation)
     return x
 
@@ -400,7 +398,7 @@ class ChainFunction(torch.autograd.Function):
         dresidual, given = None, dy
         if blocks[-1].shortcut == "given":
             y = outputs[-1] if blocks[-1].gated else dy
-            given = _passed(dy, y, blocks[-1].main[-1].activation)
+            given = _passed(dy, y, main_units(blocks[-1])[-1].activation)
             dresidual = given if needs_dresidual else None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             dx, *gradients = _differentiable(blocks, given, x, flat, (needs_dx, *needs))
@@ -422,10 +420,35 @@ class ChainFunction(torch.autograd.Function):
 
 
 def _differentiable(blocks, dy, x, flat, needs) -> list[Tensor | None]:
-    """The gradients of x and of the units' tensors as functions that have gradients again."""
+    """The gradients of x and of the units' tensors as functions that have gradients again.
+
+    From operators that have second gradients; where a shortcut was given, dy is the gradient of
+    what it was added to.
+    """
+    *others, last = blocks
+    if last.shortcut == "given":
+        *inner, unit = last.units
+        plain = (*inner, unit._replace(activation="none"))
+        blocks = (*others, last._replace(units=plain, shortcut="none"))
+    units = [unit for block in blocks for unit in block.units]
     # views, lest the search for gradients goes on through the tensors' own history
     x, *flat = (t if t is None else t.view_as(t) for t in (x, *flat))
+    tensors = _tensors(flat)
+
+    def normalised(i: int, z: Tensor) -> Tensor:
+        unit, t = units[i], tensors[i]
+        z_format = blocks[0].x_format if z is x else INSIDE
+        if unit.size is None:
+            formats = Formats(z_format, unit.w_format, INSIDE)
+            c = Conv2dFunction.apply(z, t.w, t.bias, formats, unit.geometry)
+        else:
+            formats = Formats(INSIDE, unit.w_format, z_format)  # what comes out is dgrad's x
+            shape = unit.y_shape(z.shape, t.w.shape)
+            c = Conv2dDgradFunction.apply(z, t.w, t.bias, shape, formats, unit.geometry)
+        running = (None, None) if unit.of_batch else (t.mean, t.var)
+        return batch_norm(c, *running, t.scale, t.shift, unit.of_batch, 0.0, unit.eps)
+
+    y = composed(blocks, x, None, normalised)
     needed = [t for t, needs_it in zip((x, *flat), needs, strict=True) if needs_it]
-    y = _unfused(blocks, x, _tensors(flat))
     found = iter(torch.autograd.grad(y, needed, dy, create_graph=True, allow_unused=True))
     return [next(found) if needs_it else None for needs_it in needs]

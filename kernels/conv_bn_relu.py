@@ -10,7 +10,7 @@ convolution's result and, beside a residual, y.
 from torch import Tensor
 
 from ._chain import Block, Tensors, Unit, chain, rectified
-from ._common import Size, public
+from ._common import Size, as_given, images, public
 from ._conv import check_channels, check_kernel, formats, geometry, operands
 from .batch_norm import batch_norm, check_norm, move_running
 from .conv2d import conv2d
@@ -54,15 +54,15 @@ def conv_bn_relu(
     norm = running_mean, running_var, bn_weight, bn_bias
     check_norm(name, x, shape, *norm, training, eps, prefix="bn_")
     if residual is not None:
-        residual = _checked(name, residual, shape if input.dim() == 4 else shape[1:], x)
-        residual = residual if input.dim() == 4 else residual.unsqueeze(0)
+        _check_residual(name, residual, shape if input.dim() == 4 else shape[1:], x)
+        residual = images(residual, 2)
 
     activation = activation or "none"
     if 0 in x.shape:
         y = batch_norm(conv2d(x, w, b, stride, padding, dilation, groups), *norm, training,
                        momentum, eps)  # fmt: skip
         y = rectified(y if residual is None else y + residual, activation)
-        return y if input.dim() == 4 else y.squeeze(0)
+        return as_given(y, 2, input)
     f = formats(x, w)
     unit = Unit(g, None, f.w, training, eps, activation)
     block = Block((unit,), "none" if residual is None else "given", f.x, f.y)
@@ -71,7 +71,7 @@ def conv_bn_relu(
     for of_batch in stats:
         n = shape[0] * shape[2] * shape[3]
         move_running(running_mean, running_var, of_batch.unbind(), n, momentum)
-    return y if input.dim() == 4 else y.squeeze(0)
+    return as_given(y, 2, input)
 
 
 def check_activation(name: str, activation: str | None) -> None:
@@ -79,7 +79,7 @@ def check_activation(name: str, activation: str | None) -> None:
         raise ValueError(f"{name}: activation must be relu, relu6 or None, got {activation!r}")
 
 
-def _checked(name: str, residual: Tensor, shape: list[int], x: Tensor) -> Tensor:
+def _check_residual(name: str, residual: Tensor, shape: list[int], x: Tensor) -> None:
     if not isinstance(residual, Tensor):
         raise TypeError(f"{name}: residual must be a Tensor, got {type(residual).__name__}")
     if (list(residual.shape), residual.dtype, residual.device) != (list(shape), x.dtype, x.device):
@@ -88,4 +88,3 @@ def _checked(name: str, residual: Tensor, shape: list[int], x: Tensor) -> Tensor
             f"{x.device}, got {tuple(residual.shape)} and {residual.dtype} on {residual.device}; "
             "convert with .to()"
         )
-    return residual

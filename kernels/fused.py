@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ._chain import Block, Tensors, Unit, chain, needs_gradient, rectified
+from ._chain import Block, Tensors, Unit, chain, composed, main_units, needs_gradient
 from ._common import FLOATING, autocast, layout
 from ._conv import geometry
 from ._split import sum_dtype
@@ -35,10 +35,6 @@ class BlockOf(NamedTuple):
 
     units: tuple[UnitOf, ...]
     shortcut: str
-
-    @property
-    def main(self) -> tuple[UnitOf, ...]:
-        return self.units[:-1] if self.shortcut == "unit" else self.units
 
 
 class Prepared(NamedTuple):
@@ -87,14 +83,14 @@ def _prepare(
     for block in blocks:
         start, units, y_format = shape, [], x_format
         for i, unit_of in enumerate(block.units):
-            side = i == len(block.main)
+            side = i == len(main_units(block))
             unit, tensors = _unit(unit_of, start if side else shape, modules)
             found = _shape(unit, tensors, x, start if side else shape)
             if found is None or (side and found != shape):
                 return None
             shape = found
-            if not side and x_format == torch.contiguous_format:
-                y_format = unit.w_format if unit.w_format == torch.channels_last else y_format
+            if not side and unit.w_format == torch.channels_last:
+                y_format = torch.channels_last
             units.append(unit)
             all_tensors.append(tensors)
             normalised = normalised and unit_of.norm is not None
@@ -124,10 +120,9 @@ def _unit(of: UnitOf, x_shape: Sequence[int], modules: Sequence[nn.Module]) -> t
     if of.norm is None:
         return Unit(g, size, layout(w), False, 0.0, of.activation), Tensors(w, bias)
     norm = modules[of.norm]
-    running = norm.running_mean, norm.running_var
-    of_batch = norm.training or running == (None, None)
-    unit = Unit(g, size, layout(w), of_batch, norm.eps, of.activation)
-    return unit, Tensors(w, bias, norm.weight, norm.bias, *((None, None) if of_batch else running))
+    running = (None, None) if norm.of_batch else (norm.running_mean, norm.running_var)
+    unit = Unit(g, size, layout(w), norm.of_batch, norm.eps, of.activation)
+    return unit, Tensors(w, bias, norm.weight, norm.bias, *running)
 
 
 def _shape(unit: Unit, t: Tensors, x: Tensor, x_shape: Sequence[int]) -> list[int] | None:
@@ -155,24 +150,13 @@ def _one_by_one(
     residual: Tensor | None,
     modules: Sequence[nn.Module],
 ) -> Tensor:
-    def normalised(of: UnitOf, x: Tensor) -> Tensor:
-        c = modules[of.conv](x)
-        return c if of.norm is None else modules[of.norm](c)
+    units = [unit for block in blocks for unit in block.units]
 
-    for block in blocks:
-        *inner, last = block.main
-        y = x
-        for unit in inner:
-            y = rectified(normalised(unit, y), unit.activation)
-        y = normalised(last, y)
-        if block.shortcut == "identity":
-            y = y + x
-        elif block.shortcut == "given":
-            y = y + residual
-        elif block.shortcut == "unit":
-            y = y + normalised(block.units[-1], x)
-        x = rectified(y, last.activation)
-    return x
+    def normalised(place: int, z: Tensor) -> Tensor:
+        c = modules[units[place].conv](z)
+        return c if units[place].norm is None else modules[units[place].norm](c)
+
+    return composed(blocks, x, residual, normalised)
 
 
 def altered(module: nn.Module, expected: type[nn.Module]) -> str | None:

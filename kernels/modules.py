@@ -85,10 +85,14 @@ class _BatchNorm(_Layer):
             if self.momentum is None:  # the average of all batches so far
                 momentum = 1.0 / float(self.num_batches_tracked)
         running = self.running_mean, self.running_var
-        of_batch = self.training or running == (None, None)
         if self.training and not self.track_running_stats:
             running = None, None
-        return *running, of_batch, momentum
+        return *running, self.of_batch, momentum
+
+    @property
+    def of_batch(self) -> bool:
+        """Whether it normalises with the batch's own statistics."""
+        return self.training or (self.running_mean is None and self.running_var is None)
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):

@@ -9,6 +9,18 @@ import tritonconv
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from tritonconv.conv import tiles
+
+# (element size in bytes, tile) of the tables
+EVERY_TILE = sorted(
+    {
+        (size, tile)
+        for tables in (tiles.TILES, tiles.HOPPER, tiles.UNALIGNED)
+        for size, table in tables.items()
+        for tile in table
+    }
+)
+DTYPE_OF_SIZE = {2: torch.float16, 4: torch.float32, 8: torch.float64}
 
 
 def integers(*shape: int, most: int = 2, **options) -> Tensor:

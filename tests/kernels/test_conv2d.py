@@ -2,6 +2,8 @@ import pytest
 import torch
 import tritonconv
 from reference import (
+    DTYPE_OF_SIZE,
+    EVERY_TILE,
     Case,
     Dispatched,
     assert_close,
@@ -117,17 +119,6 @@ def test_conv2d_of_integers_is_exact(name, dtype, device):
     assert_equal(forward_backward(case.ours, *given, dy=dy), expected)
 
 
-EVERY_TILE = sorted(
-    {
-        (size, tile)
-        for tables in (tiles.TILES, tiles.HOPPER, tiles.UNALIGNED)
-        for size, table in tables.items()
-        for tile in table
-    }
-)
-DTYPES = {2: torch.float16, 4: torch.float32, 8: torch.float64}
-
-
 @pytest.mark.parametrize(("size", "tile"), EVERY_TILE, ids=str)
 @pytest.mark.parametrize("name", ["stride 1", "stride 2, few channels", "two groups"])
 def test_conv2d_is_exact_with_every_tile(name, size, tile, device, monkeypatch):
@@ -136,7 +127,7 @@ def test_conv2d_is_exact_with_every_tile(name, size, tile, device, monkeypatch):
         "stride 2, few channels": conv2d_case((3, 3, 11, 12), (17, 3, 5, 5), padding=2, stride=2),
         "two groups": conv2d_case((1, 34, 6, 6), (36, 17, 3, 3), padding=1, groups=2),
     }[name]
-    given = case.tensors(device, DTYPES[size], integers)
+    given = case.tensors(device, DTYPE_OF_SIZE[size], integers)
     monkeypatch.setattr(tiles, "choose", lambda *problem: tile)
     monkeypatch.setattr(_split, "splits", lambda programs, steps: min(steps, 3))
     y = case.ours(*given)

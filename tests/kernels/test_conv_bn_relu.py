@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 import tritonconv
-from reference import Dispatched
+from reference import DTYPE_OF_SIZE, EVERY_TILE, Dispatched
 from torch import nn
 from torch.nn import functional as F
 from tritonconv import _common, conv_bn_relu
@@ -152,21 +152,10 @@ def test_statistics_do_not_depend_on_how_they_are_combined(parts, device, monkey
         torch.testing.assert_close(a.cpu(), e, rtol=1e-10, atol=1e-10)
 
 
-EVERY_TILE = sorted(
-    {
-        (size, tile)
-        for tables in (tiles.TILES, tiles.HOPPER, tiles.UNALIGNED)
-        for size, table in tables.items()
-        for tile in table
-    }
-)
-DTYPES = {2: torch.float16, 4: torch.float32, 8: torch.float64}
-
-
 @pytest.mark.parametrize(("size", "tile"), EVERY_TILE, ids=str)
 def test_epilogue_with_every_tile(size, tile, device, monkeypatch):
     """Statistics, normalisation and gated residual, of more than one tile, in integers' range."""
-    dtype = DTYPES[size]
+    dtype = DTYPE_OF_SIZE[size]
     call = Call(((2, 5, 13, 9), (17, 5, 3, 3), {"padding": 1}), residual=True)
     call.tensors[0] = torch.randint(-2, 3, (2, 5, 13, 9)).double()
     call.tensors[1] = torch.randint(-2, 3, (17, 5, 3, 3)).double()
