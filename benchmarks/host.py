@@ -10,7 +10,7 @@ from unittest import mock
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from tritonconv import _launch
-from tritonconv.conv import tiles
+from tritonconv.conv import problem
 
 INTERPRETED = "tritonconv is interpreted here; host costs are those of a GPU's user"
 CAPABILITY = (9, 0)
@@ -21,7 +21,7 @@ def stubbed_launches(stub: Callable[..., None]) -> Iterator[None]:
     """stub(kernel, programs, args, outs, meta) stands in for every launch: no result is written."""
     with (
         mock.patch.object(_launch, "_run", stub),
-        mock.patch.object(tiles, "device_capability", _capability),
+        mock.patch.object(problem, "device_capability", _capability),
     ):
         yield
 

@@ -17,11 +17,13 @@ from .adaptive_avg_pool2d import adaptive_avg_pool1d, adaptive_avg_pool2d
 from .adaptive_max_pool2d import adaptive_max_pool1d, adaptive_max_pool2d
 from .avg_pool2d import avg_pool1d, avg_pool2d
 from .batch_norm import batch_norm
+from .conv.dispatch import force_family
 from .conv1d import conv1d, conv_transpose1d
 from .conv2d import conv2d
 from .conv_bn_relu import conv_bn_relu
 from .conv_transpose2d import conv_transpose2d
 from .corr2d import corr2d
+from .explain import explain
 from .fuse import fold, fuse
 from .fused import ConvBNReLU
 from .max_pool2d import max_pool1d, max_pool2d
@@ -88,7 +90,9 @@ __all__ = [
     "conv_transpose2d",
     "convert",
     "corr2d",
+    "explain",
     "fold",
+    "force_family",
     "fuse",
     "max_pool1d",
     "max_pool2d",

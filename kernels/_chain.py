@@ -150,21 +150,21 @@ def _infer(block: Block, x: Tensor, residual: Tensor | None, tensors: list[Tenso
 def _fused(unit: Unit, x: Tensor, t: Tensors, residual: Tensor | None, memory_format) -> Tensor:
     end = (t.bias, t.mean, t.var, t.scale, t.shift, residual, None, unit.eps, unit.activation)
     if unit.size is None:
-        return conv2d_fused(x, t.w, *end, memory_format, *unit.geometry)
+        return conv2d_fused(x, t.w, *end, memory_format, unit.geometry.flat)
     shape = unit.y_shape(x.shape, t.w.shape)
-    return conv2d_dgrad_fused(x, t.w, *end, shape, memory_format, *unit.geometry)
+    return conv2d_dgrad_fused(x, t.w, *end, shape, memory_format, unit.geometry.flat)
 
 
 def _convolve(unit: Unit, x: Tensor, t: Tensors) -> tuple[Tensor, Tensor | None]:
     """The convolution and, where they are to be the batch's, its statistics."""
     if unit.size is None:
         if unit.of_batch:
-            return conv2d_stats(x, t.w, t.bias, INSIDE, *unit.geometry)
-        return conv2d_forward(x, t.w, t.bias, INSIDE, *unit.geometry), None
+            return conv2d_stats(x, t.w, t.bias, INSIDE, unit.geometry.flat)
+        return conv2d_forward(x, t.w, t.bias, INSIDE, unit.geometry.flat), None
     shape = unit.y_shape(x.shape, t.w.shape)
     if unit.of_batch:
-        return conv2d_dgrad_stats(x, t.w, t.bias, shape, INSIDE, *unit.geometry)
-    return conv2d_dgrad(x, t.w, t.bias, shape, INSIDE, *unit.geometry), None
+        return conv2d_dgrad_stats(x, t.w, t.bias, shape, INSIDE, unit.geometry.flat)
+    return conv2d_dgrad(x, t.w, t.bias, shape, INSIDE, unit.geometry.flat), None
 
 
 def _x_gradient(
@@ -174,14 +174,14 @@ def _x_gradient(
     unit, w = kept.unit, kept.tensors.w
     end = (None, *NO_NORM, residual, gate, 0.0, activation)
     if unit.size is not None:
-        return conv2d_fused(dc, w, *end, memory_format, *unit.geometry)
-    return conv2d_dgrad_fused(dc, w, *end, x_shape, memory_format, *unit.geometry)
+        return conv2d_fused(dc, w, *end, memory_format, unit.geometry.flat)
+    return conv2d_dgrad_fused(dc, w, *end, x_shape, memory_format, unit.geometry.flat)
 
 
 def _w_gradient(kept: Kept, dc: Tensor, x: Tensor) -> Tensor:
     unit, w_shape = kept.unit, kept.tensors.w.shape
     dy, x = (dc, x) if unit.size is None else (x, dc)
-    return conv2d_wgrad(dy, x, w_shape, unit.w_format, *unit.geometry)
+    return conv2d_wgrad(dy, x, w_shape, unit.w_format, unit.geometry.flat)
 
 
 def _forward(

@@ -8,13 +8,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 from torch._prims_common import suggest_memory_format
-from torch.autograd import forward_ad
+from torch.autograd import _profiler_enabled, forward_ad
+from torch.nn import Parameter
 
 from ._launch import INTERPRETED, INTERPRETED_BLOCK
 
 Size = int | Sequence[int]  # one for all spatial axes, or one each
 INT = (int, torch.SymInt)
+PLAIN = (Tensor, Parameter)  # other types of tensors may have symbolic shapes, or none
 
 LIBRARY = torch.library.Library("tritonconv", "DEF")
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -24,16 +27,34 @@ WIDE_FROM = 2**30
 
 
 def op(schema: str, fake: Callable) -> Callable:
-    """Registers the decorated launcher as an opaque private op; `fake` allocates its result."""
+    """Registers the decorated launcher as an opaque private op; `fake` allocates its result.
+
+    What it gives calls the op, or the launcher itself where the op would do no more: torch's
+    dispatcher costs twice as much as the rest of a call.
+    """
 
     def register(launcher: Callable) -> Callable:
         name = schema.split("(")[0]
         LIBRARY.define(schema)
         LIBRARY.impl(name, launcher, "CompositeExplicitAutograd")
         torch.library.register_fake(f"tritonconv::{name}", fake, lib=LIBRARY)
-        return getattr(torch.ops.tritonconv, name).default
+        registered = getattr(torch.ops.tritonconv, name).default
+
+        @functools.wraps(launcher)
+        def call(*args):
+            return launcher(*args) if _unobserved(args) else registered(*args)
+
+        return call
 
     return register
+
+
+def _unobserved(args: tuple) -> bool:
+    """Whether nobody traces, records or replaces ops: no compiler, mode, profiler or subclass."""
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or _profiler_enabled():
+        return False
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    return not [t for t in tensors if type(t) not in PLAIN or t.is_meta]
 
 
 def apply(name: str, function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -149,23 +170,22 @@ def nhwc(x: Tensor) -> Tensor:
 
 def leave(y: Tensor, memory_format: torch.memory_format) -> Tensor:
     """y [N, C, H, W] in memory_format, with that format's strides in dimensions of size 1 too."""
-    y = y.contiguous(memory_format=memory_format)
     _, C, H, W = y.shape
     if memory_format == torch.channels_last:
         strides = H * W * C, 1, W * C, C
     else:
         C, H, W = max(C, 1), max(H, 1), max(W, 1)
         strides = C * H * W, H * W, W, 1
+    if y.stride() == strides:
+        return y
+    y = y.contiguous(memory_format=memory_format)
     return y if y.stride() == strides else y.as_strided(y.shape, strides)
 
 
 def empty_nhwc(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(
-        shape,
-        dtype=dtype or like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last,
-    )
+    _, C, H, W = shape
+    strides = H * W * C, 1, W * C, C
+    return torch.empty_strided(shape, strides, dtype=dtype or like.dtype, device=like.device)
 
 
 def empty_in(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -179,7 +199,7 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 
 def index_type(*tensors: Tensor, most: int = 0) -> tl.dtype:
     """The integer type that holds every offset into these tensors, and numbers up to `most`."""
-    largest = max(most, *(t.numel() for t in tensors))
+    largest = max((most, *(t.numel() for t in tensors)))
     return tl.int64 if largest >= WIDE_FROM else tl.int32
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import Size, autocast, check_tensor, images, ints, layout, require_at_least
+from ._common import PLAIN, Size, autocast, check_tensor, images, ints, layout, require_at_least
 from .conv.geometry import Formats, Geometry
 
 
@@ -26,6 +26,46 @@ class Operands(NamedTuple):
             return images(self.x, 2), self.w, self.bias
         # as torch: a transposed signal is copied, for it would pass for a channels_last image
         return images(self.x.contiguous(), 1), self.w.unsqueeze(-2), self.bias
+
+
+Found = tuple[Formats, Geometry]
+
+MOST_REMEMBERED = 4096
+
+# what convolutions were found to be, by their signatures: checking costs more than a launch
+_remembered: dict[tuple, Found] = {}
+
+
+def recalled(
+    name: str, x: Tensor, w: Tensor, b: Tensor | None, options: tuple
+) -> tuple[tuple | None, Found | None]:
+    """All that a convolution's checks depend on, if it is to be remembered, and what they found."""
+    if torch.compiler.is_compiling():
+        return None, None
+    if not (_is_plain(x) and _is_plain(w) and (b is None or _is_plain(b))):
+        return None, None
+    device = x.device
+    if device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(device.type):
+        return None, None
+    of_b = None if b is None else (b.shape, b.dtype, b.device)
+    of_w = w.shape, w.stride(), w.dtype, w.device
+    key = name, x.shape, x.stride(), x.dtype, device, of_w, of_b, options, *map(type, options)
+    try:
+        return key, _remembered.get(key)
+    except TypeError:  # an option is a list
+        return None, None
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Dense, and of no type that may have symbolic shapes."""
+    return type(x) in PLAIN and x.layout is torch.strided
+
+
+def remember(key: tuple | None, found: Found) -> None:
+    if key is not None:
+        if len(_remembered) >= MOST_REMEMBERED:
+            _remembered.clear()
+        _remembered[key] = found
 
 
 def operands(name: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> Operands:

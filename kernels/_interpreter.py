@@ -7,9 +7,11 @@ overflow checks, and memory access, which here is quick and checked against the 
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ import triton
 import triton.runtime.interpreter as interpreter
 from torch import Tensor
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 _lock = threading.RLock()  # the interpreter keeps the running program's id in a global
 
@@ -25,20 +28,26 @@ def run(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict
     """kernel[(programs,)](*args, **meta), where outs names the tensors in args that it writes."""
     with _lock:
         _prepare()
-        host = [_hosted(a) if isinstance(a, Tensor) else a for a in args]
-        with _arranged_for([a for a in host if isinstance(a, Tensor)]), np.errstate(all="ignore"):
+        host = [_hosted(a) for a in args]
+        bases = [a.base if isinstance(a, TensorDescriptor) else a for a in host]
+        tensors = [a for a in bases if isinstance(a, Tensor)]
+        with _arranged_for(tensors), np.errstate(all="ignore"):
             kernel[(programs,)](*host, **meta)
         for arg, result in zip(args, host, strict=True):
             if result is not arg and any(arg is out for out in outs):
                 arg.copy_(result)
 
 
-def _hosted(x: Tensor) -> Tensor:
-    """x on the CPU, bfloat16 as float32.
+def _hosted(x: Any) -> Any:
+    """A kernel's argument: a tensor, or a descriptor's, on the CPU, bfloat16 as float32.
 
     The interpreter's bfloat16 arithmetic is wrong and its rounding truncates; float32 holds every
     bfloat16, and copying back rounds once.
     """
+    if isinstance(x, TensorDescriptor):
+        return dataclasses.replace(x, base=_hosted(x.base))
+    if not isinstance(x, Tensor):
+        return x
     return x.to("cpu", torch.float32 if x.dtype == torch.bfloat16 else x.dtype)
 
 
@@ -53,7 +62,7 @@ class _Memory:
         return getattr(self.triton_memory, name)
 
     def load(self, pointers, mask, other, dtype) -> np.ndarray:
-        mask = mask.astype(bool, copy=False)
+        mask = np.asarray(mask, dtype=bool)  # a descriptor's comes as a buffer
         if not mask.any():
             return np.broadcast_to(other, pointers.shape).astype(dtype)
         memory, index = self._locate(pointers, pointers.flat[mask.argmax()], dtype)
@@ -64,7 +73,7 @@ class _Memory:
         return values
 
     def store(self, pointers, values, mask) -> None:
-        mask = mask.astype(bool, copy=False)
+        mask = np.asarray(mask, dtype=bool)
         pointers = pointers[mask]
         if pointers.size:
             memory, index = self._locate(pointers, pointers[0], values.dtype)

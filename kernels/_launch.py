@@ -4,7 +4,10 @@ The interpreter is on when TRITON_INTERPRET=1 was set before triton decorated ou
 tritonconv sets it where there is no CUDA device, and an explicit value wins.
 """
 
+import contextlib
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import triton
@@ -19,27 +22,49 @@ INTERPRETED = triton.knobs.runtime.interpret
 INTERPRETED_BLOCK = 2**19
 
 
-def launch(kernel, programs: int, *args, out: Tensor | tuple[Tensor, ...], **meta) -> None:
-    """Runs `programs` programs of kernel; out names the tensors in args that it writes."""
+_record: Callable | None = None
+
+
+@contextlib.contextmanager
+def recording(record: Callable) -> Iterator[None]:
+    """Calls record(kernel, programs, constants, choice) for every launch; nothing runs."""
+    global _record
+    before, _record = _record, record
+    try:
+        yield
+    finally:
+        _record = before
+
+
+def launch(
+    kernel, programs: int, *args, out: Tensor | tuple[Tensor, ...], choice: Any = None, **meta
+) -> None:
+    """Runs `programs` programs of kernel; out names the tensors in args that it writes.
+
+    choice: why it is this kernel, for who records it.
+    """
     if programs > 0:
-        _run(kernel, programs, args, out if isinstance(out, tuple) else (out,), meta)
+        if _record is not None:
+            _record(kernel, programs, meta, choice)
+        else:
+            _run(kernel, programs, args, out if isinstance(out, tuple) else (out,), meta)
 
 
 def _run_on_gpu(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict) -> None:
-    device_capability(outs[0])
+    device_capability(outs[0].device)
     with torch.cuda.device_of(outs[0]):  # Triton launches on the current device
         kernel[(programs,)](*args, **meta)
 
 
-def device_capability(x: Tensor) -> tuple[int, int]:
-    """The compute capability of x's GPU, which must be one the kernels run on."""
-    if x.device.type != "cuda":
+def device_capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU, which must be one the kernels run on."""
+    if device.type != "cuda":
         raise RuntimeError(
-            f"tritonconv: expected CUDA tensors, got a tensor on {x.device}, where the kernels run "
+            f"tritonconv: expected CUDA tensors, got a tensor on {device}, where the kernels run "
             "only in Triton's interpreter; move the tensors to a CUDA device, or set "
             "TRITON_INTERPRET=1 before importing tritonconv"
         )
-    return _supported_capability(x.device.index)
+    return _supported_capability(device.index)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
 BLOCK = INTERPRETED_BLOCK if INTERPRETED else 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("splits",))
 def _add_splits_kernel(
     partial_ptr, out_ptr, numel, splits,  # partial [splits, numel], out [numel]
     INDEX: tl.constexpr, BLOCK: tl.constexpr,
@@ -34,16 +34,19 @@ def _add_splits_kernel(
     tl.store(out_ptr + offs, acc, mask=offs < numel)
 
 
-def splits(programs: int, steps: int) -> int:
+def splits(programs: int, steps: int, wanted: int) -> int:
     """Into how many parts to split a reduction of `steps` steps; depends on shapes alone."""
     if INTERPRETED:
         return 1
-    return max(min(PROGRAMS // programs, steps // LONG_ENOUGH), 1)
+    return max(min(wanted // programs, steps // LONG_ENOUGH), 1)
 
 
-def shares(programs: int, units: int, steps: int) -> tuple[int, int]:
-    """How many shares `units` make in a reduction of `steps` steps, and the units in each."""
-    share = triton.cdiv(units, splits(programs, steps))
+def shares(programs: int, units: int, steps: int, wanted: int = PROGRAMS) -> tuple[int, int]:
+    """How many shares `units` make in a reduction of `steps` steps, and the units in each.
+
+    programs: what one share takes; wanted: how many are to run in all.
+    """
+    share = triton.cdiv(units, splits(programs, steps, wanted))
     return triton.cdiv(units, share), share
 
 
@@ -73,7 +76,7 @@ def add_splits(partial: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Ten
     if partial.shape[0] == 1:
         return partial.view(shape)
     out = torch.empty(shape, dtype=dtype, device=partial.device)
-    block = min(BLOCK, triton.next_power_of_2(out.numel()))
+    block = min(BLOCK, triton.next_power_of_2(out.numel())) if INTERPRETED else BLOCK
     launch(
         _add_splits_kernel, triton.cdiv(out.numel(), block),
         partial, out, out.numel(), partial.shape[0], index_type(partial), block, out=out,

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from ._common import Size, apply, as_given, public
-from ._conv import check_channels, check_kernel, formats, geometry, operands
+from ._conv import (
+    Operands,
+    check_channels,
+    check_kernel,
+    formats,
+    geometry,
+    operands,
+    recalled,
+    remember,
+)
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad
 from .conv.forward import conv2d_forward
@@ -24,18 +33,19 @@ class Conv2dFunction(torch.autograd.Function):
     def forward(ctx, x, w, bias, formats, geometry):
         needs_dx, needs_dw = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if needs_dw else None, w if needs_dx else None)
-        ctx.x_shape, ctx.w_shape = x.shape, w.shape
+        ctx.shapes = x.shape, w.shape
         ctx.how = formats, geometry
-        return conv2d_forward(x, w, bias, formats.y, *geometry)
+        return conv2d_forward(x, w, bias, formats.y, geometry.flat)
 
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
+        x_shape, w_shape = ctx.shapes
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = Conv2dDgradFunction.apply(dy, w, None, ctx.x_shape, *ctx.how)
+            dx = Conv2dDgradFunction.apply(dy, w, None, x_shape, *ctx.how)
         if ctx.needs_input_grad[1]:
-            dw = Conv2dWgradFunction.apply(dy, x, ctx.w_shape, *ctx.how)
+            dw = Conv2dWgradFunction.apply(dy, x, w_shape, *ctx.how)
         if ctx.needs_input_grad[2]:
             db = Conv2dDbiasFunction.apply(dy)
         return dx, dw, db, None, None
@@ -48,7 +58,7 @@ class Conv2dDgradFunction(torch.autograd.Function):
         ctx.save_for_backward(dy if needs_dw else None, w if needs_ddy else None)
         ctx.w_shape = w.shape
         ctx.how = formats, geometry
-        return conv2d_dgrad(dy, w, bias, x_shape, formats.x, *geometry)
+        return conv2d_dgrad(dy, w, bias, x_shape, formats.x, geometry.flat)
 
     @staticmethod
     def backward(ctx, ddx):
@@ -70,7 +80,7 @@ class Conv2dWgradFunction(torch.autograd.Function):
         ctx.save_for_backward(dy if needs_dx else None, x if needs_ddy else None)
         ctx.x_shape = x.shape
         ctx.how = formats, geometry
-        return conv2d_wgrad(dy, x, w_shape, formats.w, *geometry)
+        return conv2d_wgrad(dy, x, w_shape, formats.w, geometry.flat)
 
     @staticmethod
     def backward(ctx, ddw):
@@ -117,16 +127,21 @@ def conv2d(
 
 def convolution(name, dims, input, weight, bias, stride, padding, dilation, groups) -> Tensor:
     """conv1d or conv2d, by the number of spatial axes."""
-    given = operands(name, dims, input, weight, bias)
-    g = geometry(name, weight.shape[2:], stride, padding, dilation, groups)
-    check_channels(name, given, weight.shape[1] * groups, weight.shape[0], groups)
-    check_kernel(name, given, g)
-    x, w, b = given.as_images(dims)
-    if x.shape[1] == 0:
-        y = _nothing(x, w, b, g.of_images())
+    options = stride, padding, dilation, groups
+    key, how = recalled(name, input, weight, bias, options)
+    if how is None:
+        given = operands(name, dims, input, weight, bias)
+        g = geometry(name, weight.shape[2:], *options)
+        check_channels(name, given, weight.shape[1] * groups, weight.shape[0], groups)
+        check_kernel(name, given, g)
+        x, w, b = given.as_images(dims)
+        if x.shape[1] == 0:
+            return as_given(_nothing(x, w, b, g.of_images()), dims, input)
+        how = formats(x, w), g.of_images()
+        remember(key, how)
     else:
-        y = apply(name, Conv2dFunction, x, w, b, formats(x, w), g.of_images())
-    return as_given(y, dims, input)
+        x, w, b = Operands(input, weight, bias).as_images(dims)
+    return as_given(apply(name, Conv2dFunction, x, w, b, *how), dims, input)
 
 
 def _nothing(x, w, bias, g) -> Tensor:

@@ -8,6 +8,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 from tritonconv import _launch
+from tritonconv.conv import dispatch
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,14 @@ def ieee_float32():
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = True  # torch's default
+
+
+@pytest.fixture(autouse=True)
+def no_remembered_choices():
+    """What a test patches, the choice of kernels sees."""
+    dispatch.chosen.cache_clear()
+    yield
+    dispatch.chosen.cache_clear()
 
 
 @pytest.fixture(autouse=True)

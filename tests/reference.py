@@ -9,7 +9,7 @@ import tritonconv
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from tritonconv.conv import tiles
+from tritonconv.conv.general import tiles
 
 # (element size in bytes, tile) of the tables
 EVERY_TILE = sorted(

@@ -16,13 +16,26 @@ LAYERS = {
     "kernels/_conv.py": {"_common", "conv"},
     "kernels/conv/geometry.py": set(),
     "kernels/conv/precision.py": set(),
-    "kernels/conv/tiles.py": {"_launch"},
-    "kernels/conv/taps.py": set(),
+    "kernels/conv/problem.py": {"_common", "_launch", "geometry", "precision"},
+    "kernels/conv/family.py": {"problem"},
+    "kernels/conv/classes.py": {"problem"},
+    "kernels/conv/tuned.py": {"problem"},
     "kernels/conv/epilogue.py": {"_common", "norm"},
 }
 OPERATOR = {"_common", "_launch", "_pool", "_split"}
 NORM = {"_common", "_launch", "_split", "normalise", "stats"}
-FAMILY = NORM | {"geometry", "precision", "tiles", "taps", "epilogue", "conv", "norm"}
+# folders of kernels/conv
+FAMILIES = {"boxes", "depthwise", "gemm", "general", "grouped", "stem"}
+# what a kernel of a family may import beside its own folder
+FAMILY = {"_common", "_launch", "_split", "norm", "conv"} | {
+    "classes",
+    "epilogue",
+    "family",
+    "geometry",
+    "precision",
+    "problem",
+}
+OPS = FAMILY | {"dispatch"}
 # what runs modules as a chain of fused operators
 FUSED = {"_chain", "_common", "_conv", "_split", "batch_norm", "conv_bn_relu"} | {
     "conv_transpose2d",
@@ -35,10 +48,18 @@ def allowed(path: str) -> set[str]:
         return LAYERS[path]
     if path.startswith("kernels/norm/"):
         return NORM
+    folder = Path(path).parent
+    if folder.name in FAMILIES:
+        shared = {"general", "gemm"}  # whose tiles and copies serve other families
+        return FAMILY | shared | {p.stem for p in (ROOT / folder).glob("*.py")}
+    if path == "kernels/conv/dispatch.py":
+        return FAMILY | FAMILIES | {"tuned"}
     if path.startswith("kernels/conv/"):
-        return FAMILY
+        return OPS
     return {
-        "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")},
+        "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"conv"},
+        "kernels/explain.py": {"_launch", "conv"},
+        "kernels/tune.py": {"_common", "conv", "explain"},
         "kernels/batch_norm.py": OPERATOR | {"norm"},
         "kernels/conv2d.py": OPERATOR | {"_conv", "conv"},
         "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},

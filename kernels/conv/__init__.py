@@ -1,10 +1,13 @@
-"""The kernel families behind conv2d: what each computes, its device kernels and its private ops.
+"""The kernels behind conv2d: what each computes, and which family of kernels serves it.
 
-taps      the loop over window taps and channels that forward and dgrad share
 forward   y  = conv(x, w) + bias                [N, H, W, C] -> [N, OH, OW, CO]
-dgrad     dx = sum over taps of dy, w           one residue class of the stride a program
+dgrad     dx = sum over taps of dy, w           the transposed convolution, too
 wgrad     dw = sum over pixels of dy, x         split reduction, added in fixed order
 dbias     db = sum over pixels of dy            split reduction, added in fixed order
+problem   one of them, with its shapes, as the families read it
+dispatch  the family that serves a problem      from those in the folders beside this file
 epilogue  what forward and dgrad do with their sums before they store them
-tiles     which block sizes serve a problem
+
+general   any problem: implicit GEMM over gathered pixels
+depthwise one channel a group: strips of rows in registers, no matrix unit
 """

@@ -14,26 +14,37 @@ import triton.language as tl
 from torch import Tensor
 
 from .._common import nhwc
-from ..norm.normalise import activated, normalised, row, shut, vector
+from ..norm.normalise import activated, coefficients, shut, vector
 from ..norm.stats import block_statistics, store_statistics
 
 
 @triton.jit
-def finish(
-    acc, y_ptr, offs, rows, n, c, C, channels, part,
-    bias_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
+def channel_terms(
+    bias_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels,
+    EPS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Stores a tile of y: acc [M, N] at offs, of channels c [N] of all C.
+    """What the epilogue adds and multiplies in channels c [N]; channels tells which there are."""
+    bias = vector(bias_ptr, c, channels, 0.0, ACC)
+    if mean_ptr is None:
+        return bias, bias, bias, bias  # of which only the first is read
+    else:
+        mean, _, scale, shift = coefficients(
+            mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC
+        )
+        return bias, mean, scale, shift
 
-    rows [M], which are n, and channels [N] tell what is inside y; the tile's statistics go to row
-    `part` of partial [parts, 3, C].
-    """
-    inside = rows[:, None] & channels[None, :]
+
+@triton.jit
+def store_tile(
+    acc, terms, y_ptr, offs, inside, bias_ptr, mean_ptr, residual_ptr, gate_ptr,
+    ACTIVATION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Stores a tile of y, acc [M, N] at offs, and gives what it stored."""
+    bias, mean, scale, shift = terms
     if bias_ptr is not None:
-        acc += vector(bias_ptr, c, channels, 0.0, ACC)[None, :]
+        acc += bias[None, :]
     if mean_ptr is not None:
-        acc = normalised(acc, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC)
+        acc = (acc - mean[None, :]) * scale[None, :] + shift[None, :]
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + offs, mask=inside, other=0.0).to(ACC)
         if gate_ptr is not None:
@@ -43,8 +54,26 @@ def finish(
     if gate_ptr is None:
         acc = activated(acc, ACTIVATION)
     tl.store(y_ptr + offs, acc, mask=inside)
+    return acc.to(y_ptr.dtype.element_ty).to(ACC)
+
+
+@triton.jit
+def finish(
+    acc, y_ptr, offs, rows, n, c, C, channels, part,
+    bias_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Stores a program's only tile of y: acc [M, N] at offs, of channels c [N] of all C.
+
+    rows [M], which are n, and channels [N] tell what is inside y; the tile's statistics go to row
+    `part` of partial [parts, 3, C].
+    """
+    terms = channel_terms(bias_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC)
+    stored = store_tile(
+        acc, terms, y_ptr, offs, rows[:, None] & channels[None, :],
+        bias_ptr, mean_ptr, residual_ptr, gate_ptr, ACTIVATION, ACC,
+    )  # fmt: skip
     if partial_ptr is not None:
-        stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
         mean, m2 = block_statistics(stored, rows[:, None], n.to(ACC))
         store_statistics(partial_ptr, part, c, C, channels, n.to(ACC), mean, m2)
 
@@ -63,9 +92,11 @@ class Epilogue(NamedTuple):
     activation: str = "none"
 
     def arguments(self, partial: Tensor | None) -> tuple:
-        vectors = map(row, self[:5])
-        images = (None if t is None else nhwc(t) for t in (self.residual, self.gate))
-        return *vectors, *images, partial, self.eps, self.activation
+        bias, mean, var, scale, shift, residual, gate, eps, activation = self
+        residual = None if residual is None else nhwc(residual)
+        gate = None if gate is None else nhwc(gate)
+        vectors = [None if t is None else t.contiguous() for t in (bias, mean, var, scale, shift)]
+        return *vectors, residual, gate, partial, eps, activation
 
 
 SCHEMA = (

@@ -7,6 +7,10 @@ import torch
 
 Ints = tuple[int, ...]
 
+# Kernels' arguments for which Triton must not compile anew where they are 1 or multiples of 16:
+# sizes that say nothing of how memory is aligned.
+SIZES = ("N", "H", "W", "OH", "OW", "GROUPS", "KH", "KW", "SH", "SW", "PH", "PW", "DH", "DW")
+
 
 class Geometry(NamedTuple):
     """stride, padding before (top, left) and after (bottom, right), dilation, by axis; groups."""
@@ -26,6 +30,11 @@ class Geometry(NamedTuple):
             )
         ]
 
+    @property
+    def flat(self) -> Ints:
+        """As the ops take it: a list of its own for each field costs them as much as a launch."""
+        return *self.stride, *self.before, *self.after, *self.dilation, self.groups
+
     def of_images(self) -> "Geometry":
         """The same for images: those of a single row where it has one axis."""
         if len(self.stride) == 2:
@@ -43,4 +52,9 @@ class Formats(NamedTuple):
     y: torch.memory_format
 
 
-SCHEMA = "int[] stride, int[] before, int[] after, int[] dilation, int groups"
+SCHEMA = "int[] geometry"
+
+
+def from_flat(values: Sequence[int]) -> Geometry:
+    *values, groups = values
+    return Geometry(*(tuple(values[i : i + 2]) for i in range(0, 8, 2)), groups)

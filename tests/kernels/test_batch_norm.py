@@ -101,7 +101,7 @@ def test_batch_norm_is_accurate_far_from_zero(shape, device):
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 50])
 def test_batch_norm_does_not_depend_on_splits(splits, device, monkeypatch):
-    monkeypatch.setattr(_split, "splits", lambda programs, steps: min(splits, 150))
+    monkeypatch.setattr(_split, "splits", lambda programs, steps, wanted: min(splits, 150))
     given = given_for((3, 5, 10, 5), device)
     ours = Norm(batch_norm, 5, device, torch.float64, training=True)
     expected = forward_backward(

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import tritonconv
-from reference import assert_equal, forward_backward
+from reference import Dispatched, assert_equal, forward_backward
 from torch import nn
 from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -84,7 +84,7 @@ def raw_ops(device):
     ops = torch.ops.tritonconv
     last, first = torch.channels_last, torch.contiguous_format
     x, w, b = inputs([(2, 4, 7, 6), (6, 2, 3, 3), (6,)], device)
-    conv = ([2, 2], [1, 1], [1, 1], [1, 1], 2)
+    conv = [2, 2, 1, 1, 1, 1, 1, 1, 2]
     dy = torch.randn(2, 6, 4, 3, device=device)
     pool = ([3, 3], [2, 2], [1, 1], [1, 1], False)
     dp, tap = torch.randn(2, 4, 4, 3, device=device), ops.max_pool2d(x, True, *pool)[1]
@@ -98,13 +98,13 @@ def raw_ops(device):
     nothing = (None,) * 5
     at = ops.adaptive_max_pool2d(x, list(dp.shape[2:]), True)[1]
     return {
-        "conv2d": (x.to(memory_format=last), w, b, last, *conv),
-        "conv2d_dgrad": (dy, w, torch.randn(4, device=device), list(x.shape), last, *conv),
-        "conv2d_stats": (x, w, None, last, *conv),
-        "conv2d_fused": (x, w, b, *of_y, dy, None, 1e-5, "relu6", last, *conv),
-        "conv2d_dgrad_stats": (dy, w, None, list(x.shape), first, *conv),
-        "conv2d_dgrad_fused": (dy, w, *nothing, x, x, 0.0, "relu", list(x.shape), first, *conv),
-        "conv2d_wgrad": (dy, x, list(w.shape), first, *conv),
+        "conv2d": (x.to(memory_format=last), w, b, last, conv),
+        "conv2d_dgrad": (dy, w, torch.randn(4, device=device), list(x.shape), last, conv),
+        "conv2d_stats": (x, w, None, last, conv),
+        "conv2d_fused": (x, w, b, *of_y, dy, None, 1e-5, "relu6", last, conv),
+        "conv2d_dgrad_stats": (dy, w, None, list(x.shape), first, conv),
+        "conv2d_dgrad_fused": (dy, w, *nothing, x, x, 0.0, "relu", list(x.shape), first, conv),
+        "conv2d_wgrad": (dy, x, list(w.shape), first, conv),
         "conv2d_dbias": (dy,),
         "max_pool2d": (x, True, *pool),
         "max_pool2d_scatter": (dp, tap, list(x.shape), last, *pool),
@@ -428,3 +428,38 @@ def test_model_is_summarised_on_the_meta_device():
     sizes = [layer.output_size for layer in summary.summary_list if layer.is_leaf_layer]
     assert sizes[0] == [2, 4, 8, 8]
     assert sizes[-1] == [2, 3]
+
+
+def test_ops_are_seen_by_who_looks(device):
+    """A call skips torch's dispatcher only where nobody would notice."""
+    x, w = torch.randn(1, 2, 5, 5, device=device), torch.randn(3, 2, 3, 3, device=device)
+    with Dispatched() as mode:
+        tritonconv.conv2d(x, w)
+    assert mode.ours == ["conv2d"]
+    with torch.profiler.profile() as profile:
+        tritonconv.conv2d(x, w)
+    assert "tritonconv::conv2d" in [event.key for event in profile.key_averages()]
+
+
+def test_a_call_is_checked_whatever_was_called_before(device):
+    """What calls are remembered by tells apart all that the checks look at."""
+    x, w = torch.randn(1, 4, 5, 5, device=device), torch.randn(4, 4, 3, 3, device=device)
+    b = torch.randn(4, device=device)
+    for _ in range(2):
+        y = tritonconv.conv2d(x, w, b, padding=1)
+    with pytest.raises(TypeError, match="padding"):
+        tritonconv.conv2d(x, w, b, padding=1.0)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        tritonconv.conv2d(x, w, b.double(), padding=1)
+    with pytest.raises(RuntimeError, match="bias"):
+        tritonconv.conv2d(x, w, b[:3], padding=1)
+    with pytest.raises(RuntimeError, match="groups"):
+        tritonconv.conv2d(x, w, b, padding=1, groups=2)
+    with pytest.raises(NotImplementedError, match="dense"):
+        tritonconv.conv2d(x.to_sparse(), w, b, padding=1)
+    last = x.to(memory_format=torch.channels_last)
+    assert tritonconv.conv2d(last, w, b, padding=1).stride() != y.stride()
+    with torch.autocast(device, torch.bfloat16):
+        assert tritonconv.conv2d(x, w, b, padding=1).dtype == torch.bfloat16
+    assert tritonconv.conv2d(x, w, b, padding=1).dtype == torch.float32
+    torch.testing.assert_close(tritonconv.conv2d(x, w, b, padding=[1, 1]), y)

@@ -2,8 +2,6 @@ import pytest
 import torch
 import tritonconv
 from reference import (
-    DTYPE_OF_SIZE,
-    EVERY_TILE,
     Case,
     Dispatched,
     assert_close,
@@ -13,7 +11,8 @@ from reference import (
 )
 from torch.nn import functional as F
 from tritonconv import _common, _split, conv2d
-from tritonconv.conv import tiles
+from tritonconv.conv.dispatch import force_family
+from tritonconv.conv.general.tiles import Tile
 from tritonconv.conv.precision import input_precision
 
 pytestmark = pytest.mark.filterwarnings(  # torch's
@@ -119,31 +118,14 @@ def test_conv2d_of_integers_is_exact(name, dtype, device):
     assert_equal(forward_backward(case.ours, *given, dy=dy), expected)
 
 
-@pytest.mark.parametrize(("size", "tile"), EVERY_TILE, ids=str)
-@pytest.mark.parametrize("name", ["stride 1", "stride 2, few channels", "two groups"])
-def test_conv2d_is_exact_with_every_tile(name, size, tile, device, monkeypatch):
-    case = {
-        "stride 1": conv2d_case((2, 33, 9, 10), (40, 33, 3, 3), padding=1),
-        "stride 2, few channels": conv2d_case((3, 3, 11, 12), (17, 3, 5, 5), padding=2, stride=2),
-        "two groups": conv2d_case((1, 34, 6, 6), (36, 17, 3, 3), padding=1, groups=2),
-    }[name]
-    given = case.tensors(device, DTYPE_OF_SIZE[size], integers)
-    monkeypatch.setattr(tiles, "choose", lambda *problem: tile)
-    monkeypatch.setattr(_split, "splits", lambda programs, steps: min(steps, 3))
-    y = case.ours(*given)
-    dy = integers(*y.shape, most=1).to(y)
-    assert_equal(forward_backward(case.ours, *given, dy=dy), case.expected(given, dy))
-
-
 @pytest.mark.parametrize("splits", [1, 2, 5, 100])
 def test_conv2d_gradients_do_not_depend_on_splits(splits, device, monkeypatch):
     case = conv2d_case((5, 3, 9, 9), (4, 3, 3, 3), padding=1)
     given = case.tensors(device, torch.float32, integers)
-    small = tiles.Tile(16, 16, 16, 4, 2)
-    monkeypatch.setattr(tiles, "choose", lambda *problem: small)
-    monkeypatch.setattr(_split, "splits", lambda programs, steps: min(splits, steps))
+    monkeypatch.setattr(_split, "splits", lambda programs, steps, wanted: min(splits, steps))
     dy = integers(5, 4, 9, 9)
-    assert_equal(forward_backward(case.ours, *given, dy=dy), case.expected(given, dy))
+    with force_family("general", Tile(16, 16, 16, 4, 2)):
+        assert_equal(forward_backward(case.ours, *given, dy=dy), case.expected(given, dy))
 
 
 @pytest.mark.parametrize("name", DENSE)

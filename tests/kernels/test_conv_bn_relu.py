@@ -7,7 +7,8 @@ from reference import DTYPE_OF_SIZE, EVERY_TILE, Dispatched
 from torch import nn
 from torch.nn import functional as F
 from tritonconv import _common, conv_bn_relu
-from tritonconv.conv import tiles
+from tritonconv.conv.dispatch import force_family
+from tritonconv.conv.general.tiles import Tile
 from tritonconv.norm import stats
 
 SHAPES = {  # input, weight and options
@@ -125,14 +126,13 @@ def test_conv_bn_relu_rounds_as_its_dtype(dtype, vectors, training, device):
     assert_rounded(actual, call.run(torchs, "cpu", **how), dtype)
 
 
-def test_statistics_are_accurate_far_from_zero(device, monkeypatch):
-    monkeypatch.setattr(tiles, "choose", lambda *problem: tiles.Tile(32, 16, 16, 4, 2))
+def test_statistics_are_accurate_far_from_zero(device):
     x = torch.randn(8, 1, 16, 16) + 1e4
     w, running = torch.ones(3, 1, 1, 1), [torch.zeros(3), torch.zeros(3)]
     running = [t.to(device) for t in running]
-    y = conv_bn_relu(
-        x.to(device), w.to(device), None, *running, training=True, momentum=1.0, activation=None
-    )
+    how = {"training": True, "momentum": 1.0, "activation": None}
+    with force_family("general", Tile(32, 16, 16, 4, 2)):
+        y = conv_bn_relu(x.to(device), w.to(device), None, *running, **how)
     expected = F.batch_norm(x.double().expand(8, 3, 16, 16), None, None, training=True)
     assert (y.cpu().double() - expected).abs().max() < 2e-3  # float32 at 1e4
     torch.testing.assert_close(
@@ -143,27 +143,28 @@ def test_statistics_are_accurate_far_from_zero(device, monkeypatch):
 @pytest.mark.parametrize("parts", [2, 16, 64])
 def test_statistics_do_not_depend_on_how_they_are_combined(parts, device, monkeypatch):
     """Many small tiles, and several levels of combination."""
-    monkeypatch.setattr(tiles, "choose", lambda *problem: tiles.Tile(16, 16, 16, 4, 2))
     monkeypatch.setattr(stats, "BLOCK_PARTS", parts)
     call = Call(((2, 4, 12, 10), (9, 4, 3, 3), {"padding": 1}), residual=False)
     how = {"training": True, "activation": "relu"}
-    actual, expected = call.run(ours, device, **how), call.run(torchs, "cpu", **how)
+    with force_family("general", Tile(16, 16, 16, 4, 2)):
+        actual = call.run(ours, device, **how)
+    expected = call.run(torchs, "cpu", **how)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.cpu(), e, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("size", "tile"), EVERY_TILE, ids=str)
-def test_epilogue_with_every_tile(size, tile, device, monkeypatch):
+def test_epilogue_with_every_tile(size, tile, device):
     """Statistics, normalisation and gated residual, of more than one tile, in integers' range."""
     dtype = DTYPE_OF_SIZE[size]
     call = Call(((2, 5, 13, 9), (17, 5, 3, 3), {"padding": 1}), residual=True)
     call.tensors[0] = torch.randint(-2, 3, (2, 5, 13, 9)).double()
     call.tensors[1] = torch.randint(-2, 3, (17, 5, 3, 3)).double()
-    monkeypatch.setattr(tiles, "choose", lambda *problem: tile)
     for training in (True, False):
         how = {"training": training, "activation": "relu"}
         vectors = torch.promote_types(dtype, torch.float32)
-        actual = call.run(ours, device, dtype, vectors, **how)
+        with force_family("general", tile):
+            actual = call.run(ours, device, dtype, vectors, **how)
         expected = call.run(torchs, "cpu", **how)
         assert_rounded(actual, expected, dtype)
 

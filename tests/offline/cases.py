@@ -36,6 +36,7 @@ class Case(NamedTuple):
     call: Callable[[str], None]
     narrow: Mapping[str, str] = {}  # kernels that copy less than 16 bytes at a time here, and why
     plain: str = ""  # the case of the same kernels with nothing fused into them
+    family: str = ""  # whose every configuration is compiled, not the first guess alone
 
 
 def empty(shape: tuple[int, ...], dtype: str, grad: bool = True) -> Tensor:
@@ -88,7 +89,7 @@ def batch_norm(dtype: str) -> None:
 
 def epilogues(c: int, co: int, k: int) -> dict[str, Callable[[str], None]]:
     """By name: a convolution with what may follow in its epilogue."""
-    how = [1, 1], [k // 2] * 2, [k // 2] * 2, [1, 1], 1
+    how = (1, 1, *[k // 2] * 4, 1, 1, 1)
     last, ops = torch.channels_last, torch.ops.tritonconv
 
     def tensors(dtype: str) -> list[Tensor]:
@@ -98,16 +99,16 @@ def epilogues(c: int, co: int, k: int) -> dict[str, Callable[[str], None]]:
 
     def statistics(dtype: str) -> None:
         x, w, *_ = tensors(dtype)
-        ops.conv2d_stats(x, w, None, last, *how)
+        ops.conv2d_stats(x, w, None, last, how)
 
     def normalised(dtype: str) -> None:
         x, w, r, v = tensors(dtype)
-        ops.conv2d_fused(x, w, None, v, v, v, v, r, None, 1e-5, "relu", last, *how)
+        ops.conv2d_fused(x, w, None, v, v, v, v, r, None, 1e-5, "relu", last, how)
 
     def added(dtype: str) -> None:
         x, w, dy, _ = tensors(dtype)
         nothing = (None,) * 5
-        ops.conv2d_dgrad_fused(dy, w, *nothing, x, x, 0.0, "relu", list(x.shape), last, *how)
+        ops.conv2d_dgrad_fused(dy, w, *nothing, x, x, 0.0, "relu", list(x.shape), last, how)
 
     return {"statistics": statistics, "normalised": normalised, "added": added}
 
@@ -167,6 +168,7 @@ FEW = narrow("with few channels, taps and channels are one index, read by elemen
 FEW_IN = narrow(FEW["conv2d_fwd"], "conv2d_fwd")
 FEW_OUT = narrow(FEW["conv2d_dgrad"], "conv2d_dgrad")
 ODD = narrow("channels are no multiple of 16: rows may start unaligned", *PASSES)
+DEPTHWISE = narrow("a channel's weights lie together, so a tap's lie apart", "conv2d_depthwise")
 ODD_SUM = narrow("the weights are no multiple of 16 elements", "add_splits")
 SMALL_SUM = narrow("a vector fills a block with one element a thread", "add_splits")
 ODD_BLOCK = ODD | SMALL_SUM | narrow(ODD["conv2d_fwd"], *NORM)
@@ -175,6 +177,13 @@ TF32 = narrow(
     "conv2d_dgrad sm_90",
     "conv2d_wgrad sm_90",
 )
+
+
+def depthwise(name: str, dtype: str, k: int, c=64, stride=1, calling=lambda call: call) -> Case:
+    call = calling(conv(c, c, k, groups=c, stride=stride, padding=k // 2))
+    exempt = DEPTHWISE | (ODD_SUM if k * k * c % 16 else {})
+    return Case(f"{name} depthwise {c}", dtype, call, exempt, family="depthwise")
+
 
 max_pool2d, avg_pool2d = tritonconv.max_pool2d, tritonconv.avg_pool2d
 adaptive_avg_pool2d = tritonconv.adaptive_avg_pool2d
@@ -210,6 +219,9 @@ TILES = (
     Case("3x3 32", "fp64", conv(32, 32, 3, padding=1, bias=True), SMALL_SUM),
     Case("3x3 16", "fp64", conv(16, 16, 3, padding=1)),
     Case("3x3 20", "fp64", conv(20, 20, 3, padding=1), ODD),
+    depthwise("3x3", "fp16", 3),
+    depthwise("3x3/2", "fp16", 3, stride=2),
+    depthwise("7x7", "fp16", 7),
     Case("max 3x3/2", "fp16", pool(max_pool2d, 3, 2, 1)),
     Case("avg 3x3/2", "fp16", pool(avg_pool2d, 3, 2, 1)),
     Case("adaptive avg 6x6", "fp16", pool(adaptive_avg_pool2d, 6)),
@@ -251,9 +263,15 @@ FORMS = (
     Case("3x3 32-8", "fp16", conv(32, 8, 3, padding=1, grads="x"), FEW_OUT),
     Case("5x5 1-6", "fp16", conv(1, 6, 5, padding=2), FEW | ODD_SUM),
     Case("3x3 32 groups of 4", "fp16", conv(128, 128, 3, padding=1, groups=32), FEW),
-    Case("3x3 depthwise 32", "fp16", conv(32, 32, 3, padding=1, groups=32), FEW),
+    depthwise("5x5", "fp16", 5),
+    depthwise("5x5/2", "fp16", 5, stride=2),
+    depthwise("7x7/2", "fp16", 7, stride=2),
+    *(depthwise("3x3", dtype, 3) for dtype in ("bf16", "fp32", "fp64")),
+    *(depthwise("7x7", dtype, 7) for dtype in ("fp32", "fp64")),
+    depthwise("3x3", "fp16", 3, c=36),
     # 64-bit offsets
     Case("3x3 128 wide", "fp16", wide(conv(128, 128, 3, padding=1, bias=True)), SMALL_SUM),
+    depthwise("3x3 wide", "fp16", 3, calling=wide),
     Case("7x7 128 wide", "fp16", wide(conv(128, 128, 7, padding=3))),
     Case("7x7/2 3-64 wide", "fp16", wide(conv(3, 64, 7, size=64, stride=2, padding=3)), FEW),
     # other dtypes
@@ -262,7 +280,6 @@ FORMS = (
     Case("7x7/2 3-64", "tf32", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
     Case("7x7/2 3-64", "fp32", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
     Case("7x7/2 3-64", "fp64", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
-    Case("3x3 depthwise 32", "fp64", conv(32, 32, 3, padding=1, groups=32), FEW),
     # pools and corr2d
     *(Case("max 3x3/2", dtype, pool(max_pool2d, 3, 2, 1)) for dtype in ("bf16", "fp32", "fp64")),
     Case("max 20x20", "fp16", pool(max_pool2d, 20)),

@@ -26,7 +26,7 @@ from cases import CASES
 from launches import CompilationError, launches
 from machine import disassemble
 from rules import HEADER, Row, judge
-from tritonconv.conv import tiles
+from tritonconv.conv.general import tiles
 
 SHARES = 8  # of the cases, each for one process at a time
 BUDGETS = Path(__file__).with_name("budgets.csv")
@@ -42,7 +42,7 @@ def check(capability: int, share: int) -> tuple[list[Row], list[str]]:
     for case in CASES[capability][share::SHARES]:
         try:
             call = partial(case.call, case.dtype)
-            found += [(case, launch) for launch in launches(call, capability)]
+            found += [(case, launch) for launch in launches(call, capability, case.family)]
         except CompilationError as error:
             errors.append(f"{case.name} {case.dtype} sm_{capability}: {error}")
     codes = disassemble([launch.cubin for _, launch in found], capability)

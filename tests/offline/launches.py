@@ -6,17 +6,18 @@ integer specialisations of the real call; nothing runs.
 
 import contextlib
 import io
-import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
 import triton
 import triton.language as tl
 import tritonconv._launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
-from tritonconv.conv import tiles
+from tritonconv.conv import dispatch, problem
+from tritonconv.conv.problem import Problem
 
 # ptxas tells in its log alone what it spilled and serialised, and does not run for a cached kernel.
 triton.knobs.nvidia.dump_ptxas_log = True
@@ -57,16 +58,39 @@ class Target:
         return 0
 
 
-def launches(call: Callable[[], None], capability: int) -> list[Launch]:
-    """What call launches on sm_<capability>."""
+def launches(call: Callable[[], None], capability: int, family: str = "") -> list[Launch]:
+    """What call launches on sm_<capability>; of family, in each of its configurations."""
     caught = []
     triton.runtime.driver.set_active(Target(capability))
-    tiles.device_capability = lambda x: divmod(capability, 10)
+    problem.device_capability = lambda x: divmod(capability, 10)
     tritonconv._launch._run = lambda kernel, programs, args, outs, meta: caught.append(
         (kernel, args, meta)
     )
-    call()
+    choices = _chosen(call, {})
+    for p, guess in choices.items():
+        if guess.family.name == family:
+            for config in guess.family.configs(p)[1:]:
+                other = guess._replace(config=config, call=guess.family.prepare(p, config))
+                _chosen(call, choices | {p: other})
     return [_compile(*launch) for launch in caught]
+
+
+Choices = dict[Problem, dispatch.Choice]
+
+
+def _chosen(call: Callable[[], None], given: Choices) -> Choices:
+    """What serves each problem of call: what is given for it, or else the dispatcher's choice."""
+    choices = {}
+
+    def choose(p):
+        choices[p] = given.get(p) or right(p)
+        return choices[p]
+
+    right = dispatch.choose
+    dispatch.chosen.cache_clear()
+    with mock.patch.object(dispatch, "choose", choose):
+        call()
+    return choices
 
 
 _logs: dict[CompiledKernel, str] = {}  # ptxas's, for a process compiles each kernel once
@@ -100,8 +124,6 @@ def _narrow_offsets(binary: CompiledKernel) -> int:
 
 
 def _tile(arguments: dict) -> str:
-    blocks = [value for name, value in arguments.items() if name.startswith("BLOCK")]
-    if box := [value for name, value in arguments.items() if name.startswith("BOX")]:
-        blocks.append(math.prod(box))
+    blocks = [value for name, value in arguments.items() if name.startswith(("ROWS", "BLOCK"))]
     stages = f" s{arguments['STAGES']}" if "STAGES" in arguments else ""
     return f"{'x'.join(map(str, blocks))} w{arguments.get('num_warps', 4)}{stages}"

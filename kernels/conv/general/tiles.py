@@ -7,12 +7,13 @@ those of HOPPER, which sm_90's 227 KiB allow.
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
-import torch
 import triton
 
-from .._launch import INTERPRETED, INTERPRETED_BLOCK, device_capability
+from ..._launch import INTERPRETED_BLOCK
+from ..problem import Problem
 
 
 class Tile(NamedTuple):
@@ -21,6 +22,16 @@ class Tile(NamedTuple):
     k: int
     warps: int
     stages: int
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {
+            "BLOCK_M": self.m,
+            "BLOCK_N": self.n,
+            "BLOCK_K": self.k,
+            "STAGES": self.stages,
+            "num_warps": self.warps,
+        }
 
 
 # By element size in bytes, widest n first: the first tile no wider than the problem serves it.
@@ -65,20 +76,21 @@ ALIGNED_TO = 16  # elements; what Triton distinguishes
 STEP = 2**17  # elements that cost the interpreter as much as a step's fixed part
 
 
-def choose(m: int, n: int, k: int, x: torch.Tensor, channels: int) -> Tile:
-    """The tile for m x n outputs, each a sum of k products, in x's dtype on x's device.
+def serving(p: Problem, m: int, n: int, k: int, channels: int) -> tuple[Tile, ...]:
+    """The tiles for m x n outputs, each a sum of k products; the best guess first.
 
     channels: how many elements the rows of the larger operand hold.
     """
-    if INTERPRETED:
-        return interpreted(m, n, k)
-    size, capability = x.dtype.itemsize, device_capability(x)
+    if p.capability is None:
+        return (interpreted(m, n, k),)
+    size = p.dtype.itemsize
     tiles = TILES[size]
     if channels % ALIGNED_TO:
         tiles = UNALIGNED.get(size, tiles)
-    elif capability[0] == 9:
+    elif p.capability[0] == 9:
         tiles = HOPPER.get(size, tiles)
-    return next((t for t in tiles if t.n <= n), tiles[-1])
+    guess = next((t for t in tiles if t.n <= n), tiles[-1])
+    return guess, *(t for t in tiles if t != guess)
 
 
 @functools.cache
@@ -104,8 +116,23 @@ def _powers(size: int) -> list[int]:
     return [2**i for i in range(triton.next_power_of_2(size).bit_length())]
 
 
-def pixel_box(pixels: int, height: int, width: int) -> tuple[int, int, int]:
-    """A box of [images, rows, columns], powers of two, that holds `pixels` pixels."""
-    columns = min(triton.next_power_of_2(width), pixels)
-    rows = min(triton.next_power_of_2(height), pixels // columns)
-    return pixels // (columns * rows), rows, columns
+@functools.cache
+def pixel_box(pixels: int, images: int, height: int, width: int) -> tuple[int, int, int]:
+    """A box of [images, rows, columns], powers of two, that holds `pixels` pixels.
+
+    The one whose copies cover all images with least to spare; of those, of the fewest images.
+    """
+    sizes = images, height, width
+    boxes = (
+        (pixels // (h * w), h, w)
+        for h, w in itertools.product(_powers(min(height, pixels)), _powers(min(width, pixels)))
+        if h * w <= pixels
+    )
+    return min(
+        boxes,
+        key=lambda box: (
+            math.prod(triton.cdiv(a, b) * b for a, b in zip(sizes, box, strict=True)),
+            box[0],
+            -box[2],
+        ),
+    )

@@ -1,0 +1,111 @@
+"""Depthwise convolution and its gradient with respect to its input: no matrix unit, whose tiles one
+channel would leave empty.
+
+    y[n, oh, ow, c] = sum_{kh, kw} x[n, h, w, c] * w[c, kh, kw]
+        where h = oh*SH - PH + kh*DH, w = ow*SW - PW + kw*DW
+    dx[n, h, w, c] = sum_{kh, kw} dy[n, oh, ow, c] * w[c, kh, kw]
+        where oh = (h + PH - kh*DH) / SH, ow = (w + PW - kw*DW) / SW are whole
+
+which the columns' residue classes and the strips' first rows tell.  A program owns a strip of ROWS
+rows by BLOCK_P columns, of any images, by BLOCK_C channels.  For each kw it walks down the rows of
+the source, and each row it loads adds to all rows of the strip that it reaches.
+"""
+
+import triton
+import triton.language as tl
+
+from ..._common import unravel
+from ...norm.stats import block_statistics, combine, store_statistics
+from ..classes import class_taps
+from ..epilogue import channel_terms, store_tile
+from ..geometry import SIZES
+
+
+@triton.jit
+def added(acc, x, factors, K: tl.constexpr, AT: tl.constexpr, D: tl.constexpr):
+    """acc + x times the factor that lies at AT, if one of the K factors does, which are D apart."""
+    if AT >= 0 and AT <= (K - 1) * D and AT % D == 0:
+        return acc + x * factors[AT // D]
+    else:
+        return acc
+
+
+@triton.jit(do_not_specialize=(*SIZES, "strips", "tiles_p", "STEP_W"))
+def _conv2d_depthwise_kernel(
+    x_ptr, w_ptr, y_ptr,  # source [N, H, W, C], w [C, KH, KW], result [N, OH, OW, C]
+    N, H, W, C, OH, OW, strips, tiles_p, KW, SW, PW, DW, STEP_W,
+    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, TRANSPOSED: tl.constexpr,
+    KH: tl.constexpr, SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
+    FROM: tl.constexpr, TO: tl.constexpr,  # source rows that a strip at 0 reaches
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    tiles_c = tl.cdiv(C, BLOCK_C)
+    c = program % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    channels = c < C
+    part = program // tiles_c
+    start = tl.cast(part % tiles_p, INDEX) * BLOCK_P
+
+    # columns of the result, and those of the source that the first of taps_w taps reads
+    if TRANSPOSED:
+        residue = part // tiles_p
+        columns = tl.cdiv(OW - residue, SW)
+        image, strip, ow = unravel(start, BLOCK_P, strips, columns)
+        ow = residue + ow * SW
+        kw, taps_w = class_taps(residue, KW, SW, PW, DW, STEP_W)
+        w0, step = (ow + PW - kw * DW) // SW, -(STEP_W * DW // SW)
+        h0 = strip * (ROWS // SH)
+    else:
+        columns = OW
+        image, strip, ow = unravel(start, BLOCK_P, strips, columns)
+        kw, taps_w = 0, KW
+        w0, step = ow * SW - PW, DW
+        h0 = strip * (ROWS * SH)
+    inside = start + tl.arange(0, BLOCK_P) < N * strips * columns
+
+    pixel = tl.cast(C, INDEX)
+    x_tile = x_ptr + ((((image * H + h0) * W + w0) * pixel)[:, None] + c[None, :])
+    w_tile = w_ptr + (c * (KH * KW) + kw)
+    acc = (tl.zeros((BLOCK_P, BLOCK_C), ACC),) * ROWS
+    for tap in range(taps_w):
+        w = w0 + tap * step
+        column_inside = inside & (w >= 0) & (w < W)
+        taps = ()
+        for kh in tl.static_range(KH):
+            w_kh = tl.load(w_tile + (kh * KW + tap * STEP_W), mask=channels, other=0.0)
+            taps += (w_kh.to(ACC)[None, :],)
+        for row in tl.static_range(FROM, TO):
+            h = h0 + row
+            reached = column_inside & (h >= 0) & (h < H)
+            x = tl.load(
+                x_tile + (row * W + tap * step) * pixel,
+                mask=reached[:, None] & channels[None, :],
+                other=0.0,
+            ).to(ACC)
+            more = ()
+            for i in tl.static_range(ROWS):
+                if TRANSPOSED:
+                    more += (added(acc[i], x, taps, KH, PH + i - row * SH, DH),)
+                else:
+                    more += (added(acc[i], x, taps, KH, PH + row - i * SH, DH),)
+            acc = more
+
+    terms = channel_terms(b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC)
+    oh0 = strip * ROWS
+    offs = (((image * OH + oh0) * OW + ow) * pixel)[:, None] + c[None, :]
+    n = tl.zeros((BLOCK_C,), ACC)
+    mean, m2 = n, n
+    for i in tl.static_range(ROWS):
+        rows = inside & (oh0 + i < OH)
+        stored = store_tile(
+            acc[i], terms, y_ptr, offs + i * OW * pixel, rows[:, None] & channels[None, :],
+            b_ptr, mean_ptr, residual_ptr, gate_ptr, ACTIVATION, ACC,
+        )  # fmt: skip
+        if partial_ptr is not None:
+            row_n = tl.sum(rows.to(ACC), axis=0)
+            row_mean, row_m2 = block_statistics(stored, rows[:, None], row_n)
+            n, mean, m2 = combine(n, mean, m2, row_n, row_mean, row_m2)
+    if partial_ptr is not None:
+        store_statistics(partial_ptr, part, c, C, channels, n, mean, m2)

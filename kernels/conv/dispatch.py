@@ -1,0 +1,177 @@
+"""Which kernel serves a convolution, and its launch."""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _split
+from .._common import empty_in, empty_nhwc, leave, nhwc
+from .._launch import launch
+from ..norm.stats import combined, partial_statistics
+from .depthwise.dgrad import DGRAD as DEPTHWISE_DGRAD
+from .depthwise.forward import FORWARD as DEPTHWISE_FORWARD
+from .depthwise.wgrad import WGRAD as DEPTHWISE_WGRAD
+from .epilogue import Epilogue
+from .family import Call, Config, Family
+from .general.dgrad import DGRAD as GENERAL_DGRAD
+from .general.forward import FORWARD as GENERAL_FORWARD
+from .general.wgrad import WGRAD as GENERAL_WGRAD
+from .geometry import from_flat
+from .precision import input_precision
+from .problem import Problem, problem
+from .tuned import lookup
+
+FAMILIES = {
+    "forward": (DEPTHWISE_FORWARD, GENERAL_FORWARD),
+    "dgrad": (DEPTHWISE_DGRAD, GENERAL_DGRAD),
+    "wgrad": (DEPTHWISE_WGRAD, GENERAL_WGRAD),
+}
+NAMES = sorted({family.name for families in FAMILIES.values() for family in families})
+
+_forced: tuple[str, Config | None] | None = None
+
+
+class Choice(NamedTuple):
+    """How a problem is served."""
+
+    problem: Problem
+    family: Family
+    config: Config
+    call: Call
+
+
+@contextlib.contextmanager
+def force_family(name: str, config: Config | None = None) -> Iterator[None]:
+    """Serves every convolution in this context by the family called name, backward passes too.
+
+    Names are what explain() prints.  A pass that has no kernel in the family is served as always.
+    Raises RuntimeError where the family does not serve a convolution, telling why.  For reports of
+    bugs and comparisons; it holds for all threads.
+    """
+    global _forced
+    if name not in NAMES:
+        raise ValueError(f"force_family: name must be one of {', '.join(NAMES)}, got {name!r}")
+    before, _forced = _forced, (name, config)
+    chosen.cache_clear()
+    try:
+        yield
+    finally:
+        _forced = before
+        chosen.cache_clear()
+
+
+def choose(p: Problem) -> Choice:
+    """What is forced; else what tuning found; else the first guess of the first family to serve."""
+    families = {family.name: family for family in FAMILIES[p.work]}
+    if _forced is not None and _forced[0] in families:
+        name, config = _forced
+        family = families[name]
+        if reason := family.declines(p):
+            raise RuntimeError(
+                f"force_family: expected what {name} serves, got {p}: {reason}; force another "
+                "family"
+            )
+        config = config or family.configs(p)[0]
+    else:
+        family, config = _tuned(p, families) or _guessed(p)
+    return Choice(p, family, config, family.prepare(p, config))
+
+
+def _tuned(p: Problem, families: dict[str, Family]) -> tuple[Family, Config] | None:
+    """What tuning found for problems like p, if it serves p."""
+    found = lookup(p)
+    family = families.get(found.family) if found else None
+    if family is None or family.declines(p) is not None:
+        return None
+    config = next((config for config in family.configs(p) if config == found.config), None)
+    return None if config is None else (family, config)
+
+
+def _guessed(p: Problem) -> tuple[Family, Config]:
+    family = next(family for family in FAMILIES[p.work] if family.declines(p) is None)
+    return family, family.configs(p)[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def chosen(
+    work: str,
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    y: tuple[int, ...] | None,
+    geometry: tuple[int, ...],
+    dtype: torch.dtype,
+    precision: str,
+    device: torch.device,
+) -> Choice:
+    """choose(problem(...)), remembered; y, where it is None, follows from the others."""
+    g = from_flat(geometry)
+    return choose(problem(work, x, w, y or g.y_shape(x, w), g, dtype, precision, device))
+
+
+def declined(p: Problem) -> dict[str, str]:
+    """The families that do not serve p, and why."""
+    reasons = {family.name: family.declines(p) for family in FAMILIES[p.work]}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def convolve(
+    work: str,
+    source: Tensor,
+    w: Tensor,
+    x_shape: Sequence[int],
+    end: Epilogue,
+    with_stats: bool,
+    memory_format: torch.memory_format,
+    geometry: Sequence[int],
+) -> tuple[Tensor, Tensor | None]:
+    """Forward or dgrad and, where wanted, [mean, var] of its channels."""
+    if 0 in x_shape:
+        return _nothing(work, source, w, x_shape, memory_format, geometry), None
+    choice = chosen(
+        work, tuple(x_shape), w.shape, None if work == "forward" else source.shape,
+        tuple(geometry), source.dtype, input_precision(source), source.device,
+    )  # fmt: skip
+    p, call = choice.problem, choice.call
+    result = empty_nhwc(p.y if work == "forward" else p.x, source)
+    partial = partial_statistics(call.parts, result.shape[1], result) if with_stats else None
+    launch(
+        call.kernel, call.programs,
+        *call.operands(nhwc(source), nhwc(w)), result, *call.sizes, *end.arguments(partial),
+        out=(result, partial) if with_stats else result, choice=choice, **call.constants,
+    )  # fmt: skip
+    return leave(result, memory_format), combined(partial) if with_stats else None
+
+
+def _nothing(work, source, w, x_shape, memory_format, geometry) -> Tensor:
+    """The result for a batch of no images."""
+    y_shape = from_flat(geometry).y_shape(x_shape, w.shape)
+    return empty_in(y_shape if work == "forward" else x_shape, source, memory_format)
+
+
+def reduce(
+    dy: Tensor,
+    x: Tensor,
+    w_shape: Sequence[int],
+    memory_format: torch.memory_format,
+    geometry: Sequence[int],
+) -> Tensor:
+    """wgrad."""
+    if dy.numel() == 0 or x.numel() == 0:
+        return x.new_zeros(w_shape).contiguous(memory_format=memory_format)
+    CO, CG, KH, KW = w_shape
+    choice = chosen(
+        "wgrad", x.shape, tuple(w_shape), dy.shape, tuple(geometry), x.dtype, input_precision(x),
+        x.device,
+    )  # fmt: skip
+    call = choice.call
+    partial = _split.split_buffer(call.parts, (CO, KH, KW, CG), x)
+    launch(
+        call.kernel, call.programs, *call.operands(nhwc(dy), nhwc(x)), partial, *call.sizes,
+        out=partial, choice=choice, **call.constants,
+    )  # fmt: skip
+    dw = _split.add_splits(partial, (CO, KH, KW, CG), x.dtype)
+    return leave(dw.permute(0, 3, 1, 2), memory_format)

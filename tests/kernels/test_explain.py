@@ -1,0 +1,52 @@
+"""explain() tells what would run, runs nothing, and changes nothing."""
+
+import copy
+
+import pytest
+import torch
+import tritonconv
+from tritonconv import explain, force_family
+from tritonconv.nets.resnet import BasicBlock
+
+
+def test_explain_names_each_pass_and_its_family(device):
+    x = torch.randn(2, 4, 8, 8, device=device, requires_grad=True)
+    w = torch.randn(4, 1, 3, 3, device=device, requires_grad=True)
+    found = explain(tritonconv.conv2d, x, w, padding=1, groups=4)
+    choices = [launch.choice for launch in found if launch.choice]
+    assert [c.problem.work for c in choices] == ["forward", "dgrad", "wgrad"]
+    assert {c.family.name for c in choices} == {"depthwise"}
+    assert "forward of x [2, 4, 8, 8], w [4, 1, 3, 3]" in str(found)
+    assert "depthwise Strip(rows=" in str(found)
+    assert x.grad is None
+
+
+def test_explain_says_why_not(device):
+    x, w = torch.randn(1, 4, 8, 8, device=device), torch.randn(4, 4, 3, 3, device=device)
+    (launch,) = explain(tritonconv.conv2d, x, w)
+    assert launch.choice.family.name == "general"
+    assert "not depthwise: it takes one channel a group, in and out" in str(launch)
+
+
+def test_explain_shows_what_is_forced(device):
+    x, w = torch.randn(1, 4, 8, 8, device=device), torch.randn(4, 1, 3, 3, device=device)
+    with force_family("general"):
+        (launch,) = explain(tritonconv.conv2d, x, w, groups=4)
+    assert launch.choice.family.name == "general"
+
+
+def test_explain_a_module_changes_nothing(device):
+    block = tritonconv.fuse(BasicBlock(4, 4)).to(device)
+    before = copy.deepcopy(block.state_dict())
+    x = torch.randn(2, 4, 8, 8, device=device)
+    kernels = {launch.kernel for launch in explain(block, x)}
+    assert {"_conv2d_fwd_kernel", "_conv2d_wgrad_kernel", "_batch_norm_bwd_kernel"} <= kernels
+    after = block.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None for p in block.parameters())
+    assert torch.isfinite(block(x)).all()  # kernels run again
+
+
+def test_explain_refuses_other_functions():
+    with pytest.raises(TypeError, match=r"operator of tritonconv or a module, got .*lambda"):
+        explain(lambda x: x, torch.ones(1))

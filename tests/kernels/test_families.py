@@ -1,0 +1,173 @@
+"""Every family of convolution kernels in every configuration, pass by pass, exactly."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from reference import DTYPE_OF_SIZE, integers
+from torch.nn import functional as F
+from tritonconv import _common, _split, conv2d
+from tritonconv._launch import INTERPRETED
+from tritonconv.conv import dispatch
+from tritonconv.conv.dgrad import conv2d_dgrad
+from tritonconv.conv.dispatch import FAMILIES, choose, force_family
+from tritonconv.conv.forward import conv2d_forward
+from tritonconv.conv.geometry import Geometry
+from tritonconv.conv.precision import input_precision
+from tritonconv.conv.problem import Problem
+from tritonconv.conv.wgrad import conv2d_wgrad
+
+# whose configurations run here: those of older GPUs run on newer ones, and all are interpreted
+CAPABILITIES = [
+    capability
+    for capability in ((8, 0), (9, 0))
+    if INTERPRETED or capability <= torch.cuda.get_device_capability()
+]
+
+
+class Shape(NamedTuple):
+    """x, w and a convolution's geometry."""
+
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.stride, self.padding, self.padding, self.dilation, self.groups)
+
+    @property
+    def y(self) -> list[int]:
+        return self.geometry.y_shape(self.x, self.w)
+
+    def problem(self, work: str, dtype: torch.dtype, capability=CAPABILITIES[-1]) -> Problem:
+        precision = input_precision(torch.empty(0, dtype=dtype))
+        index = _common.index_type()
+        shapes = self.x, self.w, tuple(self.y)
+        return Problem(work, *shapes, self.geometry, dtype, precision, index, capability)
+
+
+# by family, and by the passes that it has
+SHAPES = {
+    "general": (
+        Shape((2, 33, 9, 10), (40, 33, 3, 3), padding=(1, 1)),
+        Shape((3, 3, 11, 12), (17, 3, 5, 5), (2, 2), (2, 2)),
+        Shape((1, 34, 6, 6), (36, 17, 3, 3), padding=(1, 1), groups=2),
+    ),
+    "depthwise": (
+        Shape((2, 19, 13, 6), (19, 1, 3, 3), padding=(1, 1), groups=19),
+        Shape((2, 70, 10, 9), (70, 1, 5, 5), (2, 2), (2, 2), groups=70),
+        Shape((1, 5, 19, 17), (5, 1, 7, 4), (3, 2), (2, 3), (1, 2), groups=5),
+    ),
+}
+
+
+def configured():
+    """Each configuration that a device would take for one of the shapes."""
+    for work, families in FAMILIES.items():
+        for family in families:
+            for size, dtype in DTYPE_OF_SIZE.items():
+                for shape in SHAPES[family.name]:
+                    problems = [shape.problem(work, dtype, c) for c in CAPABILITIES]
+                    configs = {
+                        config
+                        for p in problems
+                        if family.declines(p) is None
+                        for config in family.configs(p)
+                    }
+                    for config in sorted(configs):
+                        name = f"{family.name}-{work}-{size}-{shape.w}-{tuple(config)}"
+                        yield pytest.param(family.name, work, dtype, shape, config, id=name)
+
+
+def run(work: str, shape: Shape, x, w, dy):
+    """The pass's result, by the op."""
+    last = torch.channels_last
+    if work == "forward":
+        return conv2d_forward(x, w, None, last, shape.geometry.flat)
+    if work == "dgrad":
+        return conv2d_dgrad(dy, w, None, list(shape.x), last, shape.geometry.flat)
+    return conv2d_wgrad(dy, x, list(shape.w), last, shape.geometry.flat)
+
+
+def expected(work: str, shape: Shape, x, w, dy):
+    x, w, dy = (t.cpu().double() for t in (x, w, dy))
+    how = shape.stride, shape.padding, shape.dilation, shape.groups
+    if work == "forward":
+        return F.conv2d(x, w, None, *how)
+    if work == "dgrad":
+        return torch.nn.grad.conv2d_input(shape.x, w, dy, *how)
+    return torch.nn.grad.conv2d_weight(x, shape.w, dy, *how)
+
+
+def tensors(shape: Shape, device, dtype):
+    return (
+        integers(*shape.x, device=device, dtype=dtype),
+        integers(*shape.w, device=device, dtype=dtype),
+        integers(*shape.y, most=1, device=device, dtype=dtype),
+    )
+
+
+@pytest.mark.parametrize(("name", "work", "dtype", "shape", "config"), list(configured()))
+def test_exact_in_every_configuration(name, work, dtype, shape, config, device, monkeypatch):
+    monkeypatch.setattr(_split, "splits", lambda programs, steps, wanted: min(steps, 3))
+    given = tensors(shape, device, dtype)
+    with force_family(name, config):
+        actual = run(work, shape, *given)
+    assert torch.equal(actual.cpu().double(), expected(work, shape, *given))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        pytest.param(name, shape, id=f"{name}-{shape.w}")
+        for name in SHAPES
+        for shape in SHAPES[name]
+    ],
+)
+def test_exact_with_64_bit_offsets(name, shape, dtype, device, monkeypatch):
+    monkeypatch.setattr(_common, "WIDE_FROM", 0)
+    given = tensors(shape, device, dtype)
+    for work, families in FAMILIES.items():
+        family = next((f for f in families if f.name == name), None)
+        if family and family.declines(shape.problem(work, dtype)) is None:
+            with force_family(name):
+                actual = run(work, shape, *given)
+            wanted = expected(work, shape, *given)
+            wanted = wanted.to(dtype) if dtype == torch.bfloat16 else wanted
+            assert torch.equal(actual.cpu().double(), wanted.double()), work
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_each_family_serves_what_it_is_for(name):
+    """By default, on one of the devices; only the general family serves what no other takes."""
+    for work, families in FAMILIES.items():
+        if name in [family.name for family in families]:
+            problems = (
+                shape.problem(work, torch.float16, capability)
+                for shape in SHAPES[name]
+                for capability in CAPABILITIES
+            )
+            assert name in {choose(p).family for p in problems}
+
+
+def test_force_family_holds_for_both_passes_and_ends():
+    shape = SHAPES["depthwise"][0]
+    before = choose(shape.problem("dgrad", torch.float32))
+    with force_family("general"):
+        assert choose(shape.problem("forward", torch.float32)).family == "general"
+        assert choose(shape.problem("dgrad", torch.float32)).family == "general"
+    assert choose(shape.problem("dgrad", torch.float32)) == before
+
+
+def test_force_family_refuses():
+    with pytest.raises(ValueError, match="name must be one of .*depthwise.*, got 'fast'"):
+        force_family("fast").__enter__()
+    x, w = torch.ones(1, 4, 4, 4), torch.ones(4, 4, 3, 3)
+    with force_family("depthwise"), pytest.raises(RuntimeError, match="one channel a group"):
+        conv2d(x, w)
+    assert dispatch._forced is None

@@ -1,0 +1,130 @@
+"""Tuning picks what is fastest, remembers it in the user's folder, and the dispatcher obeys."""
+
+import json
+
+import pytest
+import torch
+import tritonconv
+from tritonconv import tune
+from tritonconv.conv import dispatch, tuned
+from tritonconv.conv.geometry import Geometry
+from tritonconv.conv.problem import Problem
+from tritonconv.conv.tuned import Tuned
+
+GPU = "NVIDIA H100"
+ONE = (1, 1)
+
+
+def problem(work="forward", pixels=56, co=64) -> Problem:
+    g = Geometry(ONE, ONE, ONE, ONE, 1)
+    shapes = (8, 64, pixels, pixels), (co, 64, 3, 3), (8, co, pixels, pixels)
+    return Problem(
+        work, *shapes, g, torch.float16, "ieee", tritonconv._common.tl.int32, (9, 0), GPU
+    )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITONCONV_CACHE", str(tmp_path))
+    tuned.table.cache_clear()
+    yield tmp_path
+    tuned.table.cache_clear()
+
+
+def test_fastest_times_every_candidate_under_its_own_configuration():
+    p = problem()
+    seen = []
+
+    def time(p):
+        choice = dispatch.choose(p)
+        seen.append((choice.family.name, choice.config))
+        return 1.0 if choice.config.n == 32 else 2.0
+
+    winner, times = tune.fastest(p, time)
+    assert seen == [tuple(candidate) for candidate in tune.candidates(p)]
+    assert len(seen) > 2
+    assert winner.config.n == 32
+    assert times[winner] == 1.0
+
+
+def test_fastest_keeps_the_first_of_equals():
+    p = problem()
+    assert tune.fastest(p, lambda p: 1.0)[0] == tune.candidates(p)[0]
+
+
+def test_fastest_leaves_out_what_does_not_fit():
+    p = problem()
+    first = tune.candidates(p)[0]
+
+    def time(p):
+        if dispatch.choose(p).config == first.config:
+            raise tune.OutOfResources(200_000, 100_000, "shared memory")
+        return 1.0
+
+    winner, times = tune.fastest(p, time)
+    assert first not in times
+    assert winner == tune.candidates(p)[1]
+
+
+def test_what_was_found_serves_problems_alike_and_no_others():
+    p = problem()
+    other = tune.candidates(p)[1]
+    guess = dispatch.choose(p).config
+    tuned.add(GPU, {tuned.key(p): other})
+    assert dispatch.choose(p).config == other.config != guess
+    assert dispatch.choose(problem(pixels=60)).config == other.config
+    assert dispatch.choose(problem(pixels=14)).config == guess
+    assert dispatch.choose(problem("dgrad")).config == guess
+    assert dispatch.choose(p._replace(gpu="NVIDIA A100", capability=(8, 0))).config != other.config
+    with tritonconv.force_family("general"):
+        assert dispatch.choose(p).config == guess
+
+
+def test_findings_add_up_in_one_file(cache):
+    first, second = problem(), problem("wgrad")
+    for p in (first, second):
+        tuned.add(GPU, {tuned.key(p): tune.candidates(p)[1]})
+    tuned.add("another", {tuned.key(first): tune.candidates(first)[0]})
+    content = json.loads((cache / "tuned.json").read_text())
+    assert {gpu: len(found) for gpu, found in content["gpus"].items()} == {GPU: 2, "another": 1}
+    assert [file.name for file in cache.iterdir()] == ["tuned.json"]
+
+
+@pytest.mark.parametrize("found", [Tuned("gone", (1, 2)), Tuned("general", (1, 2))])
+def test_what_no_longer_exists_is_passed_over(found):
+    p = problem()
+    guess = dispatch.choose(p)
+    tuned.add(GPU, {tuned.key(p): found})
+    assert dispatch.choose(p) == guess
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 1, "gpus": {"a": {"b": 3}}}'])
+def test_a_broken_file_is_told_and_passed_over(text, cache):
+    (cache / "tuned.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"tuned\.json is not a table of tuned kernels"):
+        assert tuned.lookup(problem()) is None
+
+
+def test_a_file_of_another_version_is_passed_over(cache):
+    (cache / "tuned.json").write_text('{"version": 0}')
+    assert tuned.lookup(problem()) is None
+
+
+def test_tune_finds_a_models_convolutions_and_writes_the_winners(device, capsys):
+    model = torch.nn.Sequential(
+        tritonconv.Conv2d(3, 8, 3), tritonconv.Conv2d(8, 8, 3, groups=8), tritonconv.Conv2d(8, 8, 3)
+    ).to(device)
+    x = torch.randn(2, 3, 16, 16, device=device)
+    found = tune.tune(model, x, time=lambda p: 1.0)
+    works = [key.split()[0] for key in found]
+    assert sorted(works) == sorted(["forward", "wgrad"] * 3 + ["dgrad"] * 2)
+    assert {winner.family for key, winner in found.items() if "groups" in key} == {"depthwise"}
+    assert "1.00x" in capsys.readouterr().out
+    (of_gpu,) = tuned.table().values()
+    assert of_gpu == found
+
+
+def test_the_command_says_that_there_is_no_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main([]) == 1
+    assert "no CUDA device" in capsys.readouterr().err
