@@ -66,14 +66,13 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def split_buffer(splits: int, shape: Sequence[int], x: Tensor) -> Tensor:
-    """Room for `splits` partial sums of `shape`: in float32 (float64), or, if one, in x's dtype."""
-    dtype = x.dtype if splits == 1 else sum_dtype(x.dtype)
-    return torch.empty((splits, *shape), dtype=dtype, device=x.device)
+    """Room for `splits` partial sums of `shape`."""
+    return torch.empty((splits, *shape), dtype=sum_dtype(x.dtype), device=x.device)
 
 
 def add_splits(partial: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The sum of the partial sums, contiguous in `shape`."""
-    if partial.shape[0] == 1:
+    if partial.shape[0] == 1 and partial.dtype == dtype:
         return partial.view(shape)
     out = torch.empty(shape, dtype=dtype, device=partial.device)
     block = min(BLOCK, triton.next_power_of_2(out.numel())) if INTERPRETED else BLOCK

@@ -27,8 +27,8 @@ def test_operators_table_is_up_to_date():
     assert (ROOT / "docs/operators.md").read_text() == table, "run make docs"
 
 
-def test_there_are_four_examples():
-    assert len(PROGRAMS) == 4
+def test_there_are_six_examples():
+    assert len(PROGRAMS) == 6
 
 
 @pytest.mark.parametrize(

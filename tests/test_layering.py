@@ -20,6 +20,8 @@ LAYERS = {
     "kernels/conv/family.py": {"problem"},
     "kernels/conv/classes.py": {"problem"},
     "kernels/conv/tuned.py": {"problem"},
+    "kernels/conv/box.py": set(),
+    "kernels/conv/tma.py": {"_common", "general", "problem"},
     "kernels/conv/epilogue.py": {"_common", "norm"},
 }
 OPERATOR = {"_common", "_launch", "_pool", "_split"}
@@ -28,6 +30,7 @@ NORM = {"_common", "_launch", "_split", "normalise", "stats"}
 FAMILIES = {"boxes", "depthwise", "gemm", "general", "grouped", "stem"}
 # what a kernel of a family may import beside its own folder
 FAMILY = {"_common", "_launch", "_split", "norm", "conv"} | {
+    "box",
     "classes",
     "epilogue",
     "family",
@@ -50,7 +53,7 @@ def allowed(path: str) -> set[str]:
         return NORM
     folder = Path(path).parent
     if folder.name in FAMILIES:
-        shared = {"general", "gemm"}  # whose tiles and copies serve other families
+        shared = {"general", "tma"}  # whose tiles and copies serve other families
         return FAMILY | shared | {p.stem for p in (ROOT / folder).glob("*.py")}
     if path == "kernels/conv/dispatch.py":
         return FAMILY | FAMILIES | {"tuned"}

@@ -8,6 +8,8 @@ problem   one of them, with its shapes, as the families read it
 dispatch  the family that serves a problem      from those in the folders beside this file
 epilogue  what forward and dgrad do with their sums before they store them
 
+boxes     stride 1, on sm_90: shifted boxes by the tensor memory accelerator (tma)
+gemm      1x1 and stride 1, on sm_90: matrix products by the same
 general   any problem: implicit GEMM over gathered pixels
 depthwise one channel a group: strips of rows in registers, no matrix unit
 """

@@ -12,11 +12,17 @@ from .. import _split
 from .._common import empty_in, empty_nhwc, leave, nhwc
 from .._launch import launch
 from ..norm.stats import combined, partial_statistics
+from .boxes.walk import DGRAD as BOXES_DGRAD
+from .boxes.walk import FORWARD as BOXES_FORWARD
+from .boxes.wgrad import WGRAD as BOXES_WGRAD
 from .depthwise.dgrad import DGRAD as DEPTHWISE_DGRAD
 from .depthwise.forward import FORWARD as DEPTHWISE_FORWARD
 from .depthwise.wgrad import WGRAD as DEPTHWISE_WGRAD
 from .epilogue import Epilogue
 from .family import Call, Config, Family
+from .gemm.product import DGRAD as GEMM_DGRAD
+from .gemm.product import FORWARD as GEMM_FORWARD
+from .gemm.wgrad import WGRAD as GEMM_WGRAD
 from .general.dgrad import DGRAD as GENERAL_DGRAD
 from .general.forward import FORWARD as GENERAL_FORWARD
 from .general.wgrad import WGRAD as GENERAL_WGRAD
@@ -26,9 +32,9 @@ from .problem import Problem, problem
 from .tuned import lookup
 
 FAMILIES = {
-    "forward": (DEPTHWISE_FORWARD, GENERAL_FORWARD),
-    "dgrad": (DEPTHWISE_DGRAD, GENERAL_DGRAD),
-    "wgrad": (DEPTHWISE_WGRAD, GENERAL_WGRAD),
+    "forward": (DEPTHWISE_FORWARD, GEMM_FORWARD, BOXES_FORWARD, GENERAL_FORWARD),
+    "dgrad": (DEPTHWISE_DGRAD, GEMM_DGRAD, BOXES_DGRAD, GENERAL_DGRAD),
+    "wgrad": (DEPTHWISE_WGRAD, GEMM_WGRAD, BOXES_WGRAD, GENERAL_WGRAD),
 }
 NAMES = sorted({family.name for families in FAMILIES.values() for family in families})
 
@@ -92,7 +98,11 @@ def _tuned(p: Problem, families: dict[str, Family]) -> tuple[Family, Config] | N
 
 
 def _guessed(p: Problem) -> tuple[Family, Config]:
-    family = next(family for family in FAMILIES[p.work] if family.declines(p) is None)
+    family = next(
+        family
+        for family in FAMILIES[p.work]
+        if (family.everywhere or p.capability is not None) and family.declines(p) is None
+    )
     return family, family.configs(p)[0]
 
 

@@ -20,6 +20,8 @@ DTYPES = {
 
 # Kernels whose products run on the matrix unit, fed by asynchronous copies.
 MATRIX_KERNELS = {"conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"}
+TMA_KERNELS = {"conv2d_gemm", "conv2d_gemm_wgrad", "conv2d_boxes", "conv2d_boxes_wgrad"}
+MATRIX_KERNELS |= TMA_KERNELS
 
 # Kernels that cannot read 16 bytes at a time, whatever the case.
 NARROW = {
@@ -36,7 +38,7 @@ class Case(NamedTuple):
     call: Callable[[str], None]
     narrow: Mapping[str, str] = {}  # kernels that copy less than 16 bytes at a time here, and why
     plain: str = ""  # the case of the same kernels with nothing fused into them
-    family: str = ""  # whose every configuration is compiled, not the first guess alone
+    family: str = "general"  # of convolutions, which serves
 
 
 def empty(shape: tuple[int, ...], dtype: str, grad: bool = True) -> Tensor:
@@ -265,6 +267,7 @@ FORMS = (
     Case("3x3 32 groups of 4", "fp16", conv(128, 128, 3, padding=1, groups=32), FEW),
     depthwise("5x5", "fp16", 5),
     depthwise("5x5/2", "fp16", 5, stride=2),
+    depthwise("31x31", "fp16", 31),
     depthwise("7x7/2", "fp16", 7, stride=2),
     *(depthwise("3x3", dtype, 3) for dtype in ("bf16", "fp32", "fp64")),
     *(depthwise("7x7", dtype, 7) for dtype in ("fp32", "fp64")),
@@ -321,4 +324,28 @@ FORMS = (
     Case("3x3 64 block wide", "fp16", wide(block(64)), SMALL_SUM),
     Case("transposed and shortcut", "fp16", transposed_and_shortcut),
 )
-CASES = {80: TILES + FORMS, 89: TILES, 90: TILES + FORMS}
+# By the tensor memory accelerator: for sm_90.
+TMA = (
+    *(
+        case
+        for dtype in ("fp16", "bf16", "tf32")
+        for case in (
+            Case("1x1 256-512 gemm", dtype, conv(256, 512, 1), family="gemm"),
+            Case("3x3 256 boxes", dtype, conv(256, 256, 3, padding=1), family="boxes"),
+        )
+    ),
+    Case("1x1 72-264 gemm", "fp16", conv(72, 264, 1), ODD_SUM, family="gemm"),
+    Case("5x5 72-264 boxes", "fp16", conv(72, 264, 5, padding=2), family="boxes"),
+    Case("1x1 256-512 gemm wide", "fp16", wide(conv(256, 512, 1)), family="gemm"),
+    Case("3x3 256 boxes wide", "fp16", wide(conv(256, 256, 3, padding=1)), family="boxes"),
+    *(
+        Case(f"{plain} {name}", dtype, call, plain=plain, family=family)
+        for dtype in ("fp16", "bf16", "tf32")
+        for plain, family, shape in (
+            ("1x1 256-512 gemm", "gemm", (256, 512, 1)),
+            ("3x3 256 boxes", "boxes", (256, 256, 3)),
+        )
+        for name, call in epilogues(*shape).items()
+    ),
+)
+CASES = {80: TILES + FORMS, 89: TILES, 90: TILES + FORMS + TMA}

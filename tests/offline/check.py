@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import triton
-from cases import CASES
+from cases import CASES, TMA_KERNELS
 from launches import CompilationError, launches
 from machine import disassemble
 from rules import HEADER, Row, judge
@@ -30,7 +30,7 @@ from tritonconv.conv.general import tiles
 
 SHARES = 8  # of the cases, each for one process at a time
 BUDGETS = Path(__file__).with_name("budgets.csv")
-EVERY_CASE = CASES[80]
+EVERY_CASE = tuple({case[:2]: case for cases in CASES.values() for case in cases}.values())
 SLACK = 1.05  # of a recorded loop length
 
 Budgets = dict[tuple[str, str, str, int], int]  # instructions of the loop, by a row's first fields
@@ -55,10 +55,10 @@ def check(capability: int, share: int) -> tuple[list[Row], list[str]]:
 
 def beside_plain(rows: list[Row]) -> list[str]:
     """A line for each kernel with something fused into it, beside its plain form."""
-    plain = {row[:4]: row for row in rows}
+    plain = {row[:5]: row for row in rows}
     lines = []
     for case, row in ((case, row) for case in EVERY_CASE for row in rows if row[:2] == case[:2]):
-        other = plain.get((case.plain, *row[1:4]))
+        other = plain.get((case.plain, *row[1:5]))
         if other is not None:
             lines.append(
                 f"{_name(row)}: {other.registers} -> {row.registers} registers, "
@@ -134,7 +134,8 @@ def not_covered(rows: list[Row]) -> list[str]:
     missing = []
     for capability in CASES:
         tables = [tiles.UNALIGNED, tiles.TILES | tiles.HOPPER if capability == 90 else tiles.TILES]
-        expected = kernels | {
+        served = kernels if capability == 90 else kernels - TMA_KERNELS
+        expected = served | {
             f"{t.m}x{t.n}x{t.k} w{t.warps} s{t.stages}"
             for by_size in tables
             for table in by_size.values()

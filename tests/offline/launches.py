@@ -6,6 +6,7 @@ integer specialisations of the real call; nothing runs.
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -58,21 +59,25 @@ class Target:
         return 0
 
 
-def launches(call: Callable[[], None], capability: int, family: str = "") -> list[Launch]:
-    """What call launches on sm_<capability>; of family, in each of its configurations."""
+def launches(call: Callable[[], None], capability: int, family: str) -> list[Launch]:
+    """What call launches on sm_<capability>, served by family, in each of its configurations.
+
+    Of the general family only in the first: what a problem needs decides which of its tiles can be.
+    """
     caught = []
     triton.runtime.driver.set_active(Target(capability))
     problem.device_capability = lambda x: divmod(capability, 10)
     tritonconv._launch._run = lambda kernel, programs, args, outs, meta: caught.append(
         (kernel, args, meta)
     )
-    choices = _chosen(call, {})
+    with dispatch.force_family(family):
+        choices = _chosen(call, {})
     for p, guess in choices.items():
-        if guess.family.name == family:
+        if guess.family.name == family != "general":
             for config in guess.family.configs(p)[1:]:
                 other = guess._replace(config=config, call=guess.family.prepare(p, config))
                 _chosen(call, choices | {p: other})
-    return [_compile(*launch) for launch in caught]
+    return list(dict.fromkeys(_compile(*launch) for launch in caught))
 
 
 Choices = dict[Problem, dispatch.Choice]
@@ -125,5 +130,7 @@ def _narrow_offsets(binary: CompiledKernel) -> int:
 
 def _tile(arguments: dict) -> str:
     blocks = [value for name, value in arguments.items() if name.startswith(("ROWS", "BLOCK"))]
+    if "BLOCK_M" not in arguments and "BOX_N" in arguments:
+        blocks.insert(0, math.prod(arguments[f"BOX_{axis}"] for axis in "NHW"))
     stages = f" s{arguments['STAGES']}" if "STAGES" in arguments else ""
     return f"{'x'.join(map(str, blocks))} w{arguments.get('num_warps', 4)}{stages}"

@@ -6,7 +6,7 @@ import triton
 from ..classes import steps
 from ..family import Call, Family
 from ..problem import Problem
-from .strips import Strip, declines, heights, serving
+from .strips import MOST_TAPS, Strip, declines, heights, serving
 from .walk import _conv2d_depthwise_kernel
 
 
@@ -20,16 +20,17 @@ def _configs(p: Problem) -> tuple[Strip, ...]:
 def _prepare(p: Problem, strip: Strip) -> Call:
     (N, C, H, W), (_, _, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     (SH, SW), (PH, PW), (DH, DW) = g.stride, g.before, g.dilation
+    taps = min(KH, MOST_TAPS)
     strips = triton.cdiv(H, strip.rows)
     tiles_p = triton.cdiv(N * strips * triton.cdiv(W, SW), strip.p)
     return Call(
         _conv2d_depthwise_kernel,
         tiles_p * SW * triton.cdiv(C, strip.c),
-        (N, OH, OW, C, H, W, strips, tiles_p, KW, SW, PW, DW, steps(p)[1]),
+        (N, OH, OW, C, H, W, strips, tiles_p, KH, KW, SW, PW, DW, steps(p)[1]),
         {
             "TRANSPOSED": True,
-            **{"KH": KH, "SH": SH, "PH": PH, "DH": DH},
-            **{"FROM": -(((KH - 1) * DH - PH) // SH), "TO": (strip.rows - 1 + PH) // SH + 1},
+            **{"TAPS": taps, "SH": SH, "PH": PH, "DH": DH},
+            **{"FROM": -(((taps - 1) * DH - PH) // SH), "TO": (strip.rows - 1 + PH) // SH + 1},
             **{"ACC": p.acc, "INDEX": p.index},
             **strip.constants,
         },

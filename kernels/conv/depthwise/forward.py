@@ -4,7 +4,7 @@ import triton
 
 from ..family import Call, Family
 from ..problem import Problem
-from .strips import Strip, declines, heights, serving
+from .strips import MOST_TAPS, Strip, declines, heights, serving
 from .walk import _conv2d_depthwise_kernel
 
 
@@ -16,16 +16,17 @@ def _configs(p: Problem) -> tuple[Strip, ...]:
 def _prepare(p: Problem, strip: Strip) -> Call:
     (N, C, H, W), (_, _, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     (SH, SW), (PH, PW), (DH, DW) = g.stride, g.before, g.dilation
+    taps = min(KH, MOST_TAPS)
     strips = triton.cdiv(OH, strip.rows)
     tiles_p = triton.cdiv(N * strips * OW, strip.p)
     return Call(
         _conv2d_depthwise_kernel,
         tiles_p * triton.cdiv(C, strip.c),
-        (N, H, W, C, OH, OW, strips, tiles_p, KW, SW, PW, DW, 1),
+        (N, H, W, C, OH, OW, strips, tiles_p, KH, KW, SW, PW, DW, 1),
         {
             "TRANSPOSED": False,
-            **{"KH": KH, "SH": SH, "PH": PH, "DH": DH},
-            **{"FROM": -PH, "TO": (strip.rows - 1) * SH - PH + (KH - 1) * DH + 1},
+            **{"TAPS": taps, "SH": SH, "PH": PH, "DH": DH},
+            **{"FROM": -PH, "TO": (strip.rows - 1) * SH - PH + (taps - 1) * DH + 1},
             **{"ACC": p.acc, "INDEX": p.index},
             **strip.constants,
         },

@@ -13,7 +13,7 @@ from ..problem import Problem
 
 ELEMENTS = {2: 1024, 4: 1024, 8: 512}  # of a strip's row, by their size: 8 or 4 for each thread
 MOST_CHANNELS = 64
-MOST_TAPS = 7  # along an axis: their products are unrolled
+MOST_TAPS = 7  # down a column of the window whose products are unrolled together
 MOST_STRIDE = 4  # so that a strip holds some rows of each residue class
 
 
@@ -36,8 +36,8 @@ class Strip(NamedTuple):
 def declines(p: Problem) -> str | None:
     if p.channels != (1, 1):
         return "it takes one channel a group, in and out"
-    if max(p.w[2:]) > MOST_TAPS:
-        return f"it takes at most {MOST_TAPS} taps along an axis"
+    if p.work == "dgrad" and p.w[2] > MOST_TAPS and p.geometry.stride[0] > 1:
+        return f"it takes at most {MOST_TAPS} rows of taps at a stride"
     if max(p.geometry.stride) > MOST_STRIDE:
         return f"it takes strides of at most {MOST_STRIDE}"
     return None

@@ -7,8 +7,9 @@ channel would leave empty.
         where oh = (h + PH - kh*DH) / SH, ow = (w + PW - kw*DW) / SW are whole
 
 which the columns' residue classes and the strips' first rows tell.  A program owns a strip of ROWS
-rows by BLOCK_P columns, of any images, by BLOCK_C channels.  For each kw it walks down the rows of
-the source, and each row it loads adds to all rows of the strip that it reaches.
+rows by BLOCK_P columns, of any images, by BLOCK_C channels.  For each kw, and TAPS taps of it at a
+time, it walks down the rows of the source, and each row it loads adds to all rows of the strip that
+it reaches.
 """
 
 import triton
@@ -33,11 +34,11 @@ def added(acc, x, factors, K: tl.constexpr, AT: tl.constexpr, D: tl.constexpr):
 @triton.jit(do_not_specialize=(*SIZES, "strips", "tiles_p", "STEP_W"))
 def _conv2d_depthwise_kernel(
     x_ptr, w_ptr, y_ptr,  # source [N, H, W, C], w [C, KH, KW], result [N, OH, OW, C]
-    N, H, W, C, OH, OW, strips, tiles_p, KW, SW, PW, DW, STEP_W,
+    N, H, W, C, OH, OW, strips, tiles_p, KH, KW, SW, PW, DW, STEP_W,
     b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, TRANSPOSED: tl.constexpr,
-    KH: tl.constexpr, SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
-    FROM: tl.constexpr, TO: tl.constexpr,  # source rows that a strip at 0 reaches
+    TAPS: tl.constexpr, SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
+    FROM: tl.constexpr, TO: tl.constexpr,  # source rows that TAPS taps bring to a strip at 0
     ACC: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -69,28 +70,31 @@ def _conv2d_depthwise_kernel(
     x_tile = x_ptr + ((((image * H + h0) * W + w0) * pixel)[:, None] + c[None, :])
     w_tile = w_ptr + (c * (KH * KW) + kw)
     acc = (tl.zeros((BLOCK_P, BLOCK_C), ACC),) * ROWS
-    for tap in range(taps_w):
-        w = w0 + tap * step
-        column_inside = inside & (w >= 0) & (w < W)
-        taps = ()
-        for kh in tl.static_range(KH):
-            w_kh = tl.load(w_tile + (kh * KW + tap * STEP_W), mask=channels, other=0.0)
-            taps += (w_kh.to(ACC)[None, :],)
-        for row in tl.static_range(FROM, TO):
-            h = h0 + row
-            reached = column_inside & (h >= 0) & (h < H)
-            x = tl.load(
-                x_tile + (row * W + tap * step) * pixel,
-                mask=reached[:, None] & channels[None, :],
-                other=0.0,
-            ).to(ACC)
-            more = ()
-            for i in tl.static_range(ROWS):
-                if TRANSPOSED:
-                    more += (added(acc[i], x, taps, KH, PH + i - row * SH, DH),)
-                else:
-                    more += (added(acc[i], x, taps, KH, PH + row - i * SH, DH),)
-            acc = more
+    for kh in range(0, KH, TAPS):
+        down = -(kh * DH // SH) if TRANSPOSED else kh * DH
+        for tap in range(taps_w):
+            w = w0 + tap * step
+            column_inside = inside & (w >= 0) & (w < W)
+            taps = ()
+            for k in tl.static_range(TAPS):
+                mask = channels & (kh + k < KH)
+                w_tap = tl.load(w_tile + ((kh + k) * KW + tap * STEP_W), mask=mask, other=0.0)
+                taps += (w_tap.to(ACC)[None, :],)
+            for row in tl.static_range(FROM, TO):
+                h = h0 + down + row
+                reached = column_inside & (h >= 0) & (h < H)
+                x = tl.load(
+                    x_tile + ((down + row) * W + tap * step) * pixel,
+                    mask=reached[:, None] & channels[None, :],
+                    other=0.0,
+                ).to(ACC)
+                more = ()
+                for i in tl.static_range(ROWS):
+                    if TRANSPOSED:
+                        more += (added(acc[i], x, taps, TAPS, PH + i - row * SH, DH),)
+                    else:
+                        more += (added(acc[i], x, taps, TAPS, PH + row - i * SH, DH),)
+                acc = more
 
     terms = channel_terms(b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC)
     oh0 = strip * ROWS

@@ -3,9 +3,9 @@
     dw[c, kh, kw] = sum_{n, oh, ow} dy[n, oh, ow, c] * x[n, h, w, c]
         where h = oh*SH - PH + kh*DH, w = ow*SW - PW + kw*DW
 
-A program owns BLOCK_C channels and COLUMNS of the window's columns, and walks a share of the
-strips: ROWS rows of dy by BLOCK_P columns, which it holds in registers, and the rows of x that they
-reach.  Sums over a strip's columns are left for the end.
+A program owns BLOCK_C channels and TAPS x COLUMNS of the window, and walks a share of the strips:
+ROWS rows of dy by BLOCK_P columns, which it holds in registers, and the rows of x that they reach.
+Sums over a strip's columns are left for the end.
 """
 
 import math
@@ -18,7 +18,7 @@ from ..._common import unravel
 from ..family import Call, Family
 from ..geometry import SIZES
 from ..problem import Problem
-from .strips import Strip, declines, serving
+from .strips import MOST_TAPS, Strip, declines, serving
 from .walk import added
 
 SUMS = 9  # that a thread block holds
@@ -28,8 +28,8 @@ PROGRAMS = 1056  # eight for each multiprocessor of an H100, which hide each oth
 @triton.jit(do_not_specialize=(*SIZES, "strips", "tiles_a_split"))
 def _conv2d_depthwise_wgrad_kernel(
     dy_ptr, x_ptr, dw_ptr,  # dy [N, OH, OW, C], x [N, H, W, C], dw [splits, C, KH, KW]
-    N, H, W, C, OH, OW, strips, tiles_a_split, KW, SW, PW, DW,
-    KH: tl.constexpr, SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
+    N, H, W, C, OH, OW, strips, tiles_a_split, KH, KW, SW, PW, DW,
+    TAPS: tl.constexpr, SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
     COLUMNS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -40,13 +40,16 @@ def _conv2d_depthwise_wgrad_kernel(
     program = program // tiles_c
     tiles_w = tl.cdiv(KW, COLUMNS)
     kw0 = program % tiles_w * COLUMNS
-    split = tl.cast(program // tiles_w, INDEX)
+    program = program // tiles_w
+    tiles_h = tl.cdiv(KH, TAPS)
+    kh0 = program % tiles_h * TAPS
+    split = tl.cast(program // tiles_h, INDEX)
     pixels = N * strips * OW
     first = split * tiles_a_split * BLOCK_P
     last = tl.minimum(first + tiles_a_split * BLOCK_P, pixels)
 
     pixel = tl.cast(C, INDEX)
-    acc = (tl.zeros((BLOCK_P, BLOCK_C), ACC),) * (KH * COLUMNS)
+    acc = (tl.zeros((BLOCK_P, BLOCK_C), ACC),) * (TAPS * COLUMNS)
     for start in range(first, last, BLOCK_P):
         image, strip, ow = unravel(start, BLOCK_P, strips, OW)
         inside = start + tl.arange(0, BLOCK_P) < last
@@ -62,12 +65,12 @@ def _conv2d_depthwise_wgrad_kernel(
                     other=0.0,
                 ).to(ACC),
             )
-        h0, w0 = oh0 * SH - PH, ow * SW - PW + kw0 * DW
+        h0, w0 = oh0 * SH - PH + kh0 * DH, ow * SW - PW + kw0 * DW
         x_offs = (((image * H + h0) * W + w0) * pixel)[:, None] + c[None, :]
         for j in tl.static_range(COLUMNS):
             w = w0 + j * DW
             column_inside = inside & (w >= 0) & (w < W)
-            for row in tl.static_range((ROWS - 1) * SH + (KH - 1) * DH + 1):
+            for row in tl.static_range((ROWS - 1) * SH + (TAPS - 1) * DH + 1):
                 h = h0 + row
                 reached = column_inside & (h >= 0) & (h < H)
                 x = tl.load(
@@ -76,17 +79,18 @@ def _conv2d_depthwise_wgrad_kernel(
                     other=0.0,
                 ).to(ACC)
                 more = ()
-                for tap in tl.static_range(KH * COLUMNS):
+                for tap in tl.static_range(TAPS * COLUMNS):
                     if tap % COLUMNS == j:
                         more += (added(acc[tap], x, dy, ROWS, row - tap // COLUMNS * DH, SH),)
                     else:
                         more += (acc[tap],)
                 acc = more
 
-    for tap in tl.static_range(KH * COLUMNS):
-        kw = kw0 + tap % COLUMNS
-        offs = (split * C + c) * (KH * KW) + tap // COLUMNS * KW + kw
-        tl.store(dw_ptr + offs, tl.sum(acc[tap], axis=0), mask=channels & (kw < KW))
+    for tap in tl.static_range(TAPS * COLUMNS):
+        kh, kw = kh0 + tap // COLUMNS, kw0 + tap % COLUMNS
+        offs = (split * C + c) * (KH * KW) + kh * KW + kw
+        mask = channels & (kh < KH) & (kw < KW)
+        tl.store(dw_ptr + offs, tl.sum(acc[tap], axis=0), mask=mask)
 
 
 def _configs(p: Problem) -> tuple[Strip, ...]:
@@ -97,17 +101,18 @@ def _configs(p: Problem) -> tuple[Strip, ...]:
 def _prepare(p: Problem, strip: Strip) -> Call:
     (N, C, H, W), (_, _, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     (SH, SW), (PH, PW), (DH, DW) = g.stride, g.before, g.dilation
-    columns = max(SUMS // KH, 1) if KW > 1 else 1
+    taps = min(KH, MOST_TAPS)
+    columns = max(SUMS // taps, 1) if KW > 1 else 1
     strips = triton.cdiv(OH, strip.rows)
     tiles = triton.cdiv(N * strips * OW, strip.p)
-    programs = triton.cdiv(C, strip.c) * triton.cdiv(KW, columns)
+    programs = triton.cdiv(C, strip.c) * triton.cdiv(KW, columns) * triton.cdiv(KH, taps)
     splits, tiles_a_split = _split.shares(programs, tiles, tiles, PROGRAMS)
     return Call(
         _conv2d_depthwise_wgrad_kernel,
         programs * splits,
-        (N, H, W, C, OH, OW, strips, tiles_a_split, KW, SW, PW, DW),
+        (N, H, W, C, OH, OW, strips, tiles_a_split, KH, KW, SW, PW, DW),
         {
-            **{"KH": KH, "SH": SH, "PH": PH, "DH": DH},
+            **{"TAPS": taps, "SH": SH, "PH": PH, "DH": DH},
             **{"COLUMNS": columns, "ACC": p.acc},
             "INDEX": p.index_of(splits * math.prod(p.w)),
             **strip.constants,

@@ -7,7 +7,6 @@ those of HOPPER, which sm_90's 227 KiB allow.
 
 import functools
 import itertools
-import math
 from typing import NamedTuple
 
 import triton
@@ -114,25 +113,3 @@ def _sides(m: int, n: int, k: int) -> tuple[int, int, int]:
 
 def _powers(size: int) -> list[int]:
     return [2**i for i in range(triton.next_power_of_2(size).bit_length())]
-
-
-@functools.cache
-def pixel_box(pixels: int, images: int, height: int, width: int) -> tuple[int, int, int]:
-    """A box of [images, rows, columns], powers of two, that holds `pixels` pixels.
-
-    The one whose copies cover all images with least to spare; of those, of the fewest images.
-    """
-    sizes = images, height, width
-    boxes = (
-        (pixels // (h * w), h, w)
-        for h, w in itertools.product(_powers(min(height, pixels)), _powers(min(width, pixels)))
-        if h * w <= pixels
-    )
-    return min(
-        boxes,
-        key=lambda box: (
-            math.prod(triton.cdiv(a, b) * b for a, b in zip(sizes, box, strict=True)),
-            box[0],
-            -box[2],
-        ),
-    )

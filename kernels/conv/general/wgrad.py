@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ... import _split
+from ..box import box_of
 from ..family import Call, Family
 from ..geometry import SIZES
 from ..problem import Problem
@@ -131,7 +132,7 @@ def _shape(p: Problem) -> tuple[int, int, int, int]:
 def _prepare(p: Problem, tile: tiles.Tile) -> Call:
     (N, _, H, W), (_, CG, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     COG, flat = p.channels[1], CG < FEW_CHANNELS
-    box = tiles.pixel_box(tile.k, N, OH, OW)
+    box = box_of(tile.k, (N, OH, OW))
     boxes_n, boxes_h, boxes_w = map(triton.cdiv, (N, OH, OW), box)
     tiles_n = triton.cdiv(KH * KW * CG, tile.n) if flat else KH * KW * triton.cdiv(CG, tile.n)
     programs = triton.cdiv(COG, tile.m) * tiles_n * g.groups

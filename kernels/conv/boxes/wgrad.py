@@ -1,0 +1,136 @@
+"""Gradient of a convolution of stride 1 with respect to its weights: shifted rows of pixels.
+
+    dw[o, kh, kw, c] = sum_{n, oh, ow} dy[n, oh, ow, o] * x[n, oh - PH + kh*DH, ow - PW + kw*DW, c]
+
+A program owns BLOCK_M output channels by BLOCK_N input channels of one tap, and walks BLOCK_K
+pixels at a time: one pixel of many images, or, with few images, a piece of a row.  Those of x lie
+some way off, with zeros beyond the image.  The reduction is split between programs where the
+outputs alone are too few: partial sums go to a workspace and are added in fixed order.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ... import _split
+from .. import tma
+from ..family import Call, Family
+from ..general.tiles import Tile
+from ..geometry import SIZES
+from ..problem import Problem
+
+
+@triton.jit
+def _load_pixels(desc, n, h, w, c, ACROSS: tl.constexpr, SHAPE: tl.constexpr):
+    """Sides of 1 before the last two cost nothing: the box is a matrix as it is."""
+    tile = desc.load([h, w, n, c]) if ACROSS else desc.load([n, h, w, c])
+    return tile.reshape(SHAPE)
+
+
+COUNTS = ("units_c", "units_co", "taps", "boxes", "boxes_a_split")
+
+
+@triton.jit(do_not_specialize=(*SIZES, *COUNTS))
+def _conv2d_boxes_wgrad_kernel(
+    dy_desc, x_desc, dw_ptr,  # dy [N, OH, OW, CO], x [N, H, W, C], dw [splits, CO, KH, KW, C]
+    OH, OW, units_c, units_co, taps, KW, PH, PW, DH, DW, boxes, boxes_a_split,
+    ACROSS: tl.constexpr, UNIT: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """ACROSS: boxes are of many images, and descriptors' dimensions [H, W, N, C]."""
+    BOX_N: tl.constexpr = BLOCK_K if ACROSS else 1
+    BOX_W: tl.constexpr = 1 if ACROSS else BLOCK_K
+    program = tl.program_id(0)
+    C, CO = units_c * UNIT, units_co * UNIT
+    tiles_c, tiles_co = tl.cdiv(C, BLOCK_N), tl.cdiv(CO, BLOCK_M)
+    o0 = program % tiles_co * BLOCK_M
+    program = program // tiles_co
+    c0 = program % tiles_c * BLOCK_N
+    program = program // tiles_c
+    tap, split = program % taps, program // taps
+    h0, w0 = tap // KW * DH - PH, tap % KW * DW - PW
+
+    box = split * boxes_a_split
+    trips = tl.minimum(boxes - box, boxes_a_split)
+    tl.assume(trips > 0)
+    boxes_w = tl.cdiv(OW, BOX_W)
+    ow = box % boxes_w * BOX_W
+    oh = box // boxes_w % OH
+    n = box // (boxes_w * OH) * BOX_N
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    for _ in tl.range(0, trips, num_stages=STAGES):
+        dy_tile = _load_pixels(dy_desc, n, oh, ow, o0, ACROSS, (BLOCK_K, BLOCK_M))
+        x_tile = _load_pixels(x_desc, n, h0 + oh, w0 + ow, c0, ACROSS, (BLOCK_K, BLOCK_N))
+        acc = tl.dot(dy_tile.T, x_tile, acc, input_precision=PRECISION, out_dtype=ACC)
+
+        ow += BOX_W
+        row_done = ow >= OW
+        ow = tl.where(row_done, 0, ow)
+        oh += row_done.to(tl.int32)
+        image_done = oh == OH
+        oh = tl.where(image_done, 0, oh)
+        n += tl.where(image_done, BOX_N, 0)
+
+    o, c = o0 + tl.arange(0, BLOCK_M), c0 + tl.arange(0, BLOCK_N)
+    row = (tl.cast(split, INDEX) * CO + o) * taps + tap
+    tl.store(
+        dw_ptr + (row[:, None] * C + c[None, :]), acc, mask=(o < CO)[:, None] & (c < C)[None, :]
+    )
+
+
+def _boxes(p: Problem, pixels: int) -> tuple[int, bool]:
+    """How many boxes of so many pixels cover the images, and whether they are of many images."""
+    N, _, OH, OW = p.y
+    across, along = triton.cdiv(N, pixels) * OH * OW, N * OH * triton.cdiv(OW, pixels)
+    return min(across, along), across <= along
+
+
+def _prepare(p: Problem, tile: Tile) -> Call:
+    (N, C, H, W), (CO, _, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
+    programs = triton.cdiv(CO, tile.m) * triton.cdiv(C, tile.n) * KH * KW
+    boxes, across = _boxes(p, tile.k)
+    splits, boxes_a_split = _split.shares(programs, boxes, boxes)
+    order = (1, 2, 0, 3) if across else (0, 1, 2, 3)
+
+    def boxed(x: Tensor, shape: tuple[int, ...], channels: int) -> TensorDescriptor:
+        return tma.descriptor(x, shape, (1, 1, tile.k, channels), order)
+
+    def operands(dy: Tensor, x: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
+        return boxed(dy, (N, OH, OW, CO), tile.m), boxed(x, (N, H, W, C), tile.n)
+
+    return Call(
+        _conv2d_boxes_wgrad_kernel,
+        programs * splits,
+        (
+            *(OH, OW, C // tma.unit(p), CO // tma.unit(p), KH * KW, KW, *g.before, *g.dilation),
+            *(boxes, boxes_a_split),
+        ),
+        {
+            "ACROSS": across,
+            "UNIT": tma.unit(p),
+            **p.numbers,
+            "INDEX": p.index_of(splits * math.prod(p.w)),
+            **tile.constants,
+        },
+        parts=splits,
+        operands=operands,
+    )
+
+
+def _configs(p: Problem) -> tuple[Tile, ...]:
+    """First those of half the pixels a step, where boxes would be far from full."""
+    (N, C, _, _), CO, (_, _, OH, OW) = p.x, p.w[0], p.y
+    tiles = tma.serving(p, CO, C, N * OH * OW)
+    k = tiles[0].k
+    if p.capability is None:
+        return tiles
+    halved = tuple(t._replace(k=k // 2, stages=t.stages + 2) for t in tiles)
+    return halved + tiles if _boxes(p, k // 2)[0] < 1.5 * _boxes(p, k)[0] else tiles + halved
+
+
+WGRAD = Family("boxes", tma.declines, _configs, _prepare, everywhere=False)

@@ -1,0 +1,95 @@
+"""What the kernels on Hopper's tensor memory accelerator have in common.
+
+It copies boxes of a tensor of several dimensions into shared memory, and zeros where a box reaches
+beyond the tensor.  The tensor's rows must be of whole 16 bytes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .._common import nhwc
+from .general.tiles import Tile
+from .problem import Problem
+
+ALIGNMENT = 16  # bytes
+MOST_PIXELS = 2**31 - 2**12  # coordinates have 32 bits, and a box may reach beyond the end
+
+# m x n: pixels x channels, or for wgrad output x input channels.  By element size in bytes.
+TILES = {
+    2: (
+        Tile(256, 128, 64, 8, 3),
+        Tile(128, 128, 64, 8, 3),
+        Tile(128, 64, 64, 4, 4),
+        Tile(64, 64, 64, 4, 4),
+    ),
+    4: (
+        Tile(128, 128, 32, 8, 3),
+        Tile(128, 64, 32, 4, 4),
+        Tile(64, 64, 32, 4, 4),
+    ),
+}
+MOST_INTERPRETED = 1024, 256, 256  # m, n and k
+PROGRAMS = 132  # one for each multiprocessor of an H100
+LARGE = 2**14  # outputs; of a larger tile, a multiprocessor runs one program at a time
+
+
+def unit(p: Problem) -> int:
+    """Elements in 16 bytes: kernels take channels in these, to know what divides them."""
+    return ALIGNMENT // p.dtype.itemsize
+
+
+def declines(p: Problem) -> str | None:
+    g = p.geometry
+    if p.capability is not None and p.capability[0] != 9:
+        return "it needs the tensor memory accelerator of sm_90"
+    if p.dtype.itemsize > 2 and p.precision != "tf32":
+        return "it multiplies in float16, bfloat16 or TF32"
+    if g.groups != 1 or g.stride != (1, 1):
+        return "it takes one group and stride 1"
+    if any(channels % unit(p) for channels in p.channels):
+        return f"it takes channels in multiples of {unit(p)}"
+    if max(p.x[0] * math.prod(p.x[2:]), p.y[0] * math.prod(p.y[2:])) > MOST_PIXELS:
+        return f"it takes at most {MOST_PIXELS} pixels"
+    return None
+
+
+def serving(p: Problem, m: int, n: int, k: int) -> tuple[Tile, ...]:
+    """The tiles for m x n outputs, each a sum of k products; the best guess first."""
+    if p.capability is None:
+        powers = (triton.next_power_of_2(size) for size in (m, n, k))
+        return (Tile(*map(min, powers, MOST_INTERPRETED), warps=1, stages=1),)
+    tiles = TILES[p.dtype.itemsize]
+    least = tiles[-1]
+    m, n = max(m, least.m), max(n, least.n)
+
+    def fits(t: Tile) -> bool:
+        busy = p.work == "wgrad" or triton.cdiv(m, t.m) * triton.cdiv(n, t.n) >= PROGRAMS
+        return busy and t.m <= m and t.n <= n and t.m * t.n <= LARGE
+
+    guess = next(filter(fits, tiles), least)
+    return guess, *(t for t in tiles if t != guess)
+
+
+def transposes(p: Problem) -> bool:
+    """Whether weights are transposed for dgrad: TF32 products read both operands along the sum."""
+    return p.work == "dgrad" and p.precision == "tf32"
+
+
+def transposed(w: Tensor) -> Tensor:
+    """w [CO, KH, KW, C] in memory as [C, KH, KW, CO]."""
+    return nhwc(w.transpose(0, 1))
+
+
+def descriptor(
+    x: Tensor, shape: Sequence[int], box: Sequence[int], order: Sequence[int] = ()
+) -> TensorDescriptor:
+    """Boxes of x, whose memory is dense in `shape`, its dimensions in `order` if given."""
+    if x.data_ptr() % ALIGNMENT:
+        x = x.clone()
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    order = order or range(len(shape))
+    return TensorDescriptor(x, [shape[i] for i in order], [strides[i] for i in order], list(box))

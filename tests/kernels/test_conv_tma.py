@@ -1,0 +1,183 @@
+"""The families on Hopper's tensor memory accelerator, which the interpreter runs when forced."""
+
+import pytest
+import torch
+import triton.language as tl
+from reference import Case, assert_close, assert_equal, forward_backward, integers
+from torch.nn import functional as F
+from tritonconv import _common, _launch, _split, conv2d, conv_bn_relu
+from tritonconv.conv import dispatch, tma
+from tritonconv.conv.box import box_of
+from tritonconv.conv.dispatch import force_family
+from tritonconv.conv.geometry import Geometry
+from tritonconv.conv.problem import Problem
+
+pytestmark = pytest.mark.skipif(
+    not _launch.INTERPRETED and torch.cuda.get_device_capability()[0] != 9,
+    reason="the kernels need sm_90",
+)
+
+DTYPE_OF_SIZE = {2: torch.float16, 4: torch.float32}
+EVERY_TILE = [(size, tile) for size, tiles in tma.TILES.items() for tile in tiles]
+
+
+@pytest.fixture(autouse=True)
+def tf32(ieee_float32):
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+
+
+@pytest.fixture
+def three_splits(monkeypatch):
+    monkeypatch.setattr(_split, "splits", lambda programs, steps, wanted: min(steps, 3))
+
+
+def case(x_shape, w_shape, bias=True, **options) -> Case:
+    return Case("conv2d", (x_shape, w_shape, w_shape[:1])[: 2 + bias], options)
+
+
+def check(case: Case, family: str, config, dtype, device) -> None:
+    """Output and every gradient are exact."""
+    given = [
+        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+        for t in case.tensors(device, dtype, integers)
+    ]
+    with force_family(family, config):
+        y = case.ours(*given)
+        dy = integers(*y.shape, most=1).to(y)
+        expected = [t.to(dtype) for t in case.expected(given, dy)]
+        assert_equal(forward_backward(case.ours, *given, dy=dy), expected)
+
+
+ODD_1X1 = case((2, 40, 9, 10), (72, 40, 1, 1))
+ODD_3X3 = case((2, 24, 9, 10), (40, 24, 3, 3), padding=1)
+
+
+GEMMS = {
+    "one pixel": case((3, 8, 1, 1), (16, 8, 1, 1)),
+    "several blocks of every size": case((1, 136, 16, 17), (144, 136, 1, 1)),
+    "fewer channels than 16 bytes in a unit": case((1, 8, 5, 7), (8, 8, 1, 1), bias=False),
+}
+BOXES = {
+    "no padding": case((2, 16, 7, 6), (24, 16, 3, 3)),
+    "asymmetric everything": case(
+        (2, 16, 11, 9), (8, 16, 3, 2), padding=(2, 0), dilation=(2, 3), bias=False
+    ),
+    "images smaller than a box": case((3, 8, 2, 3), (16, 8, 3, 3), padding=1),
+    "window larger than the image": case((1, 8, 2, 3), (8, 8, 5, 5), padding=2),
+    "padding beyond the kernel": case((1, 8, 3, 3), (8, 8, 2, 2), padding=4),
+    "11x11": case((1, 8, 3, 2), (8, 8, 11, 11), padding=5),
+    "one row": case((2, 8, 1, 9), (8, 8, 1, 3), padding=(0, 1)),
+    "same, even kernel pads one more after": case((1, 8, 5, 6), (8, 8, 4, 2), padding="same"),
+    "channels beyond a block, in every block a tail": case((1, 136, 3, 4), (136, 136, 2, 2)),
+    "a wide image of a few": case((1, 8, 3, 70), (8, 8, 3, 3), padding=1),
+    "as many images as a step takes": case((65, 8, 3, 2), (8, 8, 3, 3), padding=1),
+    "1x1 with padding": case((1, 8, 5, 4), (8, 8, 1, 1), padding=1),
+}  # fmt: skip
+NAMED = [
+    pytest.param(family, case, id=f"{family}, {name}")
+    for family, cases in (("gemm", GEMMS), ("boxes", BOXES))
+    for name, case in cases.items()
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.parametrize("blocks", ["interpreted", "small"])
+@pytest.mark.parametrize(("family", "case"), NAMED)
+def test_tma_conv2d_is_exact(family, case, blocks, device):
+    config = None if blocks == "interpreted" else tma.TILES[2][-1]
+    check(case, family, config, torch.float16, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("family", "case"), [("gemm", ODD_1X1), ("boxes", ODD_3X3)])
+def test_tma_conv2d_is_exact_in_every_dtype(family, case, dtype, device, monkeypatch):
+    monkeypatch.setattr(_common, "WIDE_FROM", 0)  # and with 64-bit offsets
+    check(case, family, None, dtype, device)
+
+
+@pytest.mark.parametrize("tile", [t._replace(k=t.k // 2) for _, t in EVERY_TILE[1::2]], ids=str)
+@pytest.mark.parametrize("images", [2, 33])
+def test_tma_conv2d_wgrad_is_exact_with_half_the_pixels_a_step(images, tile, device, three_splits):
+    shapes = (images, 24, 3, 4), (40, 24, 2, 3)
+    check(case(*shapes, padding=1), "boxes", tile, torch.float16, device)
+
+
+@pytest.mark.parametrize(("family", "k"), [("gemm", 1), ("boxes", 3)])
+def test_tma_conv2d_takes_unaligned_memory(family, k, device):
+    def shifted(t):
+        memory = torch.empty(t.numel() + 1, dtype=t.dtype, device=device)[1:]
+        return memory.as_strided(t.shape, t.stride()).copy_(t)
+
+    given = [integers(2, 8, 5, 4), integers(16, 8, k, k)]
+    x, w = (t.half().contiguous(memory_format=torch.channels_last).to(device) for t in given)
+    dy = integers(*F.conv2d(*given).shape).half().contiguous(memory_format=torch.channels_last)
+    expected = forward_backward(F.conv2d, *(t.double() for t in given), dy=dy)
+    with force_family(family):
+        ours = forward_backward(conv2d, shifted(x), shifted(w), dy=shifted(dy.to(device)))
+    assert_equal(ours, expected)
+
+
+@pytest.mark.parametrize(("family", "k"), [("gemm", 1), ("boxes", 3)])
+@pytest.mark.parametrize("tile", [None, tma.TILES[4][-1]], ids=["interpreted", "small"])
+def test_tma_conv_bn_relu_equals_torch(family, k, tile, device):
+    """The epilogue's statistics in the forward, its residual and gate in the backward."""
+    x, w = torch.randn(3, 8, 7, 6).double(), torch.randn(8, 8, k, k).double()
+    scale, shift = torch.randn(8).double(), torch.randn(8).double()
+
+    def torchs(x, w, scale, shift):
+        y = F.batch_norm(F.conv2d(x, w, padding=k // 2), None, None, scale, shift, training=True)
+        return F.relu(y + x)
+
+    def ours(x, w, scale, shift):
+        return conv_bn_relu(
+            x, w, None, None, None, scale, shift,
+            training=True, residual=x, activation="relu", padding=k // 2,
+        )  # fmt: skip
+
+    given = [t.float().to(device) for t in (x, w, scale, shift)]
+    dy = torch.randn(x.shape)
+    expected = forward_backward(torchs, *(t.cpu().double() for t in given), dy=dy)
+    with force_family(family, tile):
+        assert_close(forward_backward(ours, *given, dy=dy), expected, 8 * x.numel(), 2**-10)
+
+
+def posed(work, x, w, dtype=torch.float16, stride=1, padding=0, groups=1):
+    g = Geometry((stride,) * 2, (padding,) * 2, (padding,) * 2, (1, 1), groups)
+    return Problem(work, x, w, tuple(g.y_shape(x, w)), g, dtype, "ieee", tl.int32, (9, 0))
+
+
+AMPERE = posed("forward", (1, 8, 4, 4), (8, 8, 3, 3))._replace(capability=(8, 0))
+
+
+@pytest.mark.parametrize(
+    ("family", "reason", "p"),
+    [
+        ("gemm", "1x1", posed("forward", (1, 8, 4, 4), (8, 8, 3, 3))),
+        ("gemm", "1x1", posed("forward", (1, 8, 4, 4), (8, 8, 1, 1), padding=1)),
+        ("gemm", "stride 1", posed("forward", (1, 8, 1, 1), (8, 8, 1, 1), stride=2)),
+        ("boxes", "stride 1", posed("forward", (1, 8, 4, 4), (8, 8, 3, 3), stride=2)),
+        ("boxes", "one group", posed("forward", (1, 16, 4, 4), (16, 8, 3, 3), groups=2)),
+        ("boxes", "multiples of 8", posed("dgrad", (1, 12, 4, 4), (8, 12, 3, 3))),
+        ("gemm", "multiples of 8", posed("wgrad", (1, 8, 4, 4), (12, 8, 1, 1))),
+        ("boxes", "TF32", posed("wgrad", (1, 8, 4, 4), (8, 8, 3, 3), dtype=torch.float64)),
+        ("boxes", "TF32", posed("dgrad", (1, 8, 4, 4), (8, 8, 3, 3), dtype=torch.float32)),
+        ("gemm", "pixels", posed("forward", (2**15, 8, 2**8, 2**8), (8, 8, 1, 1))),
+        ("boxes", "sm_90", AMPERE),
+    ],
+)  # fmt: skip
+def test_tma_conv2d_declines_what_it_cannot_serve(family, reason, p):
+    served = {f.name: f for f in dispatch.FAMILIES[p.work]}[family]
+    assert reason in served.declines(p)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "images", "halo", "box"),
+    [
+        (128, (8, 56, 56), (2, 2), (2, 8, 8)),  # no pixel is wasted
+        (128, (64, 14, 14), (2, 2), (32, 2, 2)),
+        (128, (2, 7, 7), (2, 2), (2, 8, 8)),
+        (64, (1, 1, 9), (0, 2), (1, 1, 64)),  # the least halo
+    ],
+)
+def test_boxes_waste_least(pixels, images, halo, box):
+    assert box_of(pixels, images, halo) == box
