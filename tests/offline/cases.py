@@ -193,7 +193,7 @@ adaptive_max_pool2d = tritonconv.adaptive_max_pool2d
 
 # By dtype, channels that between them take every tile.
 EVERY_TILE = {
-    "fp16": (128, 64, 32, 16, 130, 36, 20),
+    "fp16": (128, 64, 32, 16, 130, 36, 20, 67, 35, 19),
     "tf32": (64, 32, 16, 36, 20),
     "fp32": (64, 32, 16, 20),
     "fp64": (32, 16, 20),
@@ -208,6 +208,9 @@ TILES = (
     Case("3x3 130", "fp16", conv(130, 130, 3, padding=1), ODD | ODD_SUM),
     Case("3x3 36", "fp16", conv(36, 36, 3, padding=1), ODD),
     Case("3x3 20", "fp16", conv(20, 20, 3, padding=1), ODD),
+    Case("3x3 67", "fp16", conv(67, 67, 3, padding=1), ODD | ODD_SUM),
+    Case("3x3 35", "fp16", conv(35, 35, 3, padding=1), ODD | ODD_SUM),
+    Case("3x3 19", "fp16", conv(19, 19, 3, padding=1), ODD | ODD_SUM),
     Case("3x3 128", "bf16", conv(128, 128, 3, padding=1)),
     Case("3x3 64", "tf32", conv(64, 64, 3, padding=1, bias=True), TF32 | SMALL_SUM),
     Case("3x3 32", "tf32", conv(32, 32, 3, padding=1), TF32),

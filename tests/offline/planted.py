@@ -64,7 +64,7 @@ PLANTS = {
 
 def found(capability: int, call: Callable[[], None]) -> list[str]:
     try:
-        (product,) = launches(call, capability)
+        (product,) = launches(call, capability, "general")
     except CompilationError as error:
         return [str(error)]
     (code,) = disassemble([product.cubin], capability)

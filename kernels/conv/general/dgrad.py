@@ -23,18 +23,22 @@ from ..problem import Problem
 from . import tiles
 from .taps import accumulate_taps, form
 
+DIVIDED = ("units_c", "units_co", "STEP_H", "STEP_W", "tiles_m")
 
-@triton.jit(do_not_specialize=(*SIZES, "STEP_H", "STEP_W", "tiles_m"))
+
+@triton.jit(do_not_specialize=(*SIZES, *DIVIDED))
 def _conv2d_dgrad_kernel(
     dy_ptr, w_ptr, dx_ptr,  # dy [N, OH, OW, CO], w [CO, KH, KW, CG], dx [N, H, W, C]
-    N, H, W, CG, OH, OW, COG, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
+    N, H, W, units_c, OH, OW, units_co, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
     STEP_H, STEP_W,  # taps of one class lie this far apart
     tiles_m,  # tiles of the largest class
     b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr,
+    UNIT_C: tl.constexpr, UNIT_CO: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    CG, COG = units_c * UNIT_C, units_co * UNIT_CO  # in units, to know what divides them
     program = tl.program_id(0)
     tiles_n = tl.cdiv(CG, BLOCK_N)
     n = program % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -91,6 +95,7 @@ def _shape(p: Problem) -> tuple[int, int, int, int]:
 def _prepare(p: Problem, tile: tiles.Tile) -> Call:
     (N, _, H, W), (_, CG, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     COG, step = p.channels[1], steps(p)
+    unit_c, unit_co = tiles.unit(CG), tiles.unit(COG)
     which = form(math.prod(map(triton.cdiv, (KH, KW), step)), COG)
     tiles_m = triton.cdiv(_shape(p)[0], tile.m)
     parts = tiles_m * math.prod(g.stride)
@@ -98,10 +103,14 @@ def _prepare(p: Problem, tile: tiles.Tile) -> Call:
         _conv2d_dgrad_kernel,
         parts * triton.cdiv(CG, tile.n) * g.groups,
         (
-            *(N, H, W, CG, OH, OW, COG, g.groups, KH, KW, *g.stride, *g.before, *g.dilation),
-            *(*step, tiles_m),
+            *(N, H, W, CG // unit_c, OH, OW, COG // unit_co, g.groups, KH, KW),
+            *(*g.stride, *g.before, *g.dilation, *step, tiles_m),
         ),
-        {"FORM": which, "TAIL": COG % tile.k != 0, **p.numbers, **tile.constants},
+        {
+            **{"FORM": which, "TAIL": COG % tile.k != 0, "UNIT_C": unit_c, "UNIT_CO": unit_co},
+            **p.numbers,
+            **tile.constants,
+        },
         parts=parts,
     )
 

@@ -19,15 +19,17 @@ from . import tiles
 from .taps import accumulate_taps, form
 
 
-@triton.jit(do_not_specialize=("pixels", *SIZES))
+@triton.jit(do_not_specialize=("pixels", "units_c", "units_co", *SIZES))
 def _conv2d_fwd_kernel(
     x_ptr, w_ptr, y_ptr,  # x [N, H, W, C], w [CO, KH, KW, CG], y [N, OH, OW, CO]
-    pixels, H, W, CG, OH, OW, COG, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
+    pixels, H, W, units_c, OH, OW, units_co, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
     b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr,
+    UNIT_C: tl.constexpr, UNIT_CO: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    CG, COG = units_c * UNIT_C, units_co * UNIT_CO  # in units, to know what divides them
     program = tl.program_id(0)
     tiles_n = tl.cdiv(COG, BLOCK_N)
     n = program % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -66,12 +68,21 @@ def _shape(p: Problem) -> tuple[int, int, int, int]:
 def _prepare(p: Problem, tile: tiles.Tile) -> Call:
     (N, _, H, W), (_, CG, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     COG, pixels = p.channels[1], N * OH * OW
+    unit_c, unit_co = tiles.unit(CG), tiles.unit(COG)
     tiles_m = triton.cdiv(pixels, tile.m)
     return Call(
         _conv2d_fwd_kernel,
         tiles_m * triton.cdiv(COG, tile.n) * g.groups,
-        (pixels, H, W, CG, OH, OW, COG, g.groups, KH, KW, *g.stride, *g.before, *g.dilation),
-        {"FORM": form(KH * KW, CG), "TAIL": CG % tile.k != 0, **p.numbers, **tile.constants},
+        (
+            *(pixels, H, W, CG // unit_c, OH, OW, COG // unit_co, g.groups, KH, KW),
+            *(*g.stride, *g.before, *g.dilation),
+        ),
+        {
+            **{"FORM": form(KH * KW, CG), "TAIL": CG % tile.k != 0},
+            **{"UNIT_C": unit_c, "UNIT_CO": unit_co},
+            **p.numbers,
+            **tile.constants,
+        },
         parts=tiles_m,
     )
 

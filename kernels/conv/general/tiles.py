@@ -59,19 +59,15 @@ HOPPER = {
         Tile(128, 16, 64, 4, 4),
     ),
 }
-# Where the rows of memory may start unaligned: what is loaded passes through registers.
+# For rows of memory that start at any element: what is loaded passes through registers.
 UNALIGNED = {
     2: (
         Tile(64, 64, 16, 4, 2),
         Tile(64, 32, 32, 4, 2),
         Tile(64, 16, 16, 4, 2),
     ),
-    4: (
-        Tile(64, 32, 16, 4, 3),
-        Tile(64, 16, 16, 4, 3),
-    ),
 }
-ALIGNED_TO = 16  # elements; what Triton distinguishes
+LEAST_ASYNCHRONOUS = 4  # bytes that one asynchronous copy takes
 STEP = 2**17  # elements that cost the interpreter as much as a step's fixed part
 
 
@@ -84,12 +80,17 @@ def serving(p: Problem, m: int, n: int, k: int, channels: int) -> tuple[Tile, ..
         return (interpreted(m, n, k),)
     size = p.dtype.itemsize
     tiles = TILES[size]
-    if channels % ALIGNED_TO:
+    if unit(channels) * size < LEAST_ASYNCHRONOUS:
         tiles = UNALIGNED.get(size, tiles)
     elif p.capability[0] == 9:
         tiles = HOPPER.get(size, tiles)
     guess = next((t for t in tiles if t.n <= n), tiles[-1])
     return guess, *(t for t in tiles if t != guess)
+
+
+def unit(channels: int) -> int:
+    """The power of two, up to 16, that divides channels: how wide a copy may be."""
+    return min(channels & -channels, 16)
 
 
 @functools.cache

@@ -22,18 +22,20 @@ from ..problem import Problem
 from . import tiles
 from .taps import FEW_CHANNELS
 
-BOXES = ("boxes_h", "boxes_w", "boxes", "boxes_a_split")
+COUNTS = ("units_c", "units_co", "boxes_h", "boxes_w", "boxes", "boxes_a_split")
 
 
-@triton.jit(do_not_specialize=(*SIZES, *BOXES))
+@triton.jit(do_not_specialize=(*SIZES, *COUNTS))
 def _conv2d_wgrad_kernel(
     dy_ptr, x_ptr, dw_ptr,  # dy [N, OH, OW, CO], x [N, H, W, C], dw [splits, CO, KH, KW, CG]
-    N, H, W, CG, OH, OW, COG, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
+    N, H, W, units_c, OH, OW, units_co, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
     boxes_h, boxes_w, boxes, boxes_a_split,
-    FLAT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    FLAT: tl.constexpr, UNIT_C: tl.constexpr, UNIT_CO: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
+    CG, COG = units_c * UNIT_C, units_co * UNIT_CO  # in units, to know what divides them
     program = tl.program_id(0)
     tiles_m = tl.cdiv(COG, BLOCK_M)
     o = program % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -132,6 +134,7 @@ def _shape(p: Problem) -> tuple[int, int, int, int]:
 def _prepare(p: Problem, tile: tiles.Tile) -> Call:
     (N, _, H, W), (_, CG, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     COG, flat = p.channels[1], CG < FEW_CHANNELS
+    unit_c, unit_co = tiles.unit(CG), tiles.unit(COG)
     box = box_of(tile.k, (N, OH, OW))
     boxes_n, boxes_h, boxes_w = map(triton.cdiv, (N, OH, OW), box)
     tiles_n = triton.cdiv(KH * KW * CG, tile.n) if flat else KH * KW * triton.cdiv(CG, tile.n)
@@ -139,7 +142,7 @@ def _prepare(p: Problem, tile: tiles.Tile) -> Call:
     boxes = boxes_n * boxes_h * boxes_w
     splits, boxes_a_split = _split.shares(programs, boxes, boxes)
     constants = {
-        "FLAT": flat,
+        **{"FLAT": flat, "UNIT_C": unit_c, "UNIT_CO": unit_co},
         **p.numbers,
         "INDEX": p.index_of(splits * math.prod(p.w)),
         **tile.constants,
@@ -149,8 +152,8 @@ def _prepare(p: Problem, tile: tiles.Tile) -> Call:
         _conv2d_wgrad_kernel,
         programs * splits,
         (
-            *(N, H, W, CG, OH, OW, COG, g.groups, KH, KW, *g.stride, *g.before, *g.dilation),
-            *(boxes_h, boxes_w, boxes, boxes_a_split),
+            *(N, H, W, CG // unit_c, OH, OW, COG // unit_co, g.groups, KH, KW),
+            *(*g.stride, *g.before, *g.dilation, boxes_h, boxes_w, boxes, boxes_a_split),
         ),
         constants,
         parts=splits,
