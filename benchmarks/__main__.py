@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PROGRAM = "python -m benchmarks"
-SECONDS = {"tests": 200, "quick": 270, "networks": 0, "report": 30}  # of a GPU machine's steps
+# of a GPU machine's steps
+SECONDS = {"tests": 200, "tune": 0, "quick": 270, "networks": 0, "report": 30}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,8 +77,8 @@ def _add_gpu(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "gpu",
         help="tests, benchmarks and report, each bounded in seconds",
-        description="Runs each step that has seconds to run in.  The networks want 540, so they "
-        "may have a call of their own: --tests 0 --quick 0 --networks 540.",
+        description="Runs each step that has seconds to run in.  The networks and tuning "
+        "want 540 each, in calls of their own: --tests 0 --quick 0 --networks 540.",
     )
     command.set_defaults(run=_gpu)
     command.add_argument("--out", type=Path, required=True, metavar="DIR")

@@ -1,4 +1,4 @@
-"""The one command for a GPU machine: tests, quick benchmarks, whole networks, report.
+"""The one command for a GPU machine: tests, tuning, quick benchmarks, whole networks, report.
 
 Each step is bounded in time, runs whatever became of the one before, and leaves its output in a
 folder, with a line in summary.txt.
@@ -29,7 +29,10 @@ MEASURED = {"quick": "results", "networks": "networks"}  # by marker, the stem o
 def steps(out: Path, seconds: dict[str, float]) -> list[Step]:
     """Those that have seconds to run in."""
     benchmarks = ("-m", "benchmarks")
-    commands = {"tests": ("-m", "pytest", "-q", "-p", "no:cacheprovider")}
+    commands = {
+        "tests": ("-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        "tune": ("-m", "tritonconv.tune", "--folder", str(out)),
+    }
     files = {name: str(out / f"{stem}.json") for name, stem in MEASURED.items() if seconds[name]}
     for name, file in files.items():
         commands[name] = (*benchmarks, "run", "-m", name, "--results", file)

@@ -203,14 +203,25 @@ def index_type(*tensors: Tensor, most: int = 0) -> tl.dtype:
     return tl.int64 if largest >= WIDE_FROM else tl.int32
 
 
-def pixel_blocks(pixels: int, channels: int) -> tuple[int, dict[str, int]]:
-    """Programs, and BLOCK_P and BLOCK_C, for a kernel that owns tiles of [pixels, channels]."""
+def pixel_blocks(pixels: int, channels: int, block: int = 1024) -> tuple[int, dict[str, int]]:
+    """Programs, BLOCK_P and BLOCK_C, for a kernel that owns tiles of `block` [pixels, channels]."""
     block_c = min(triton.next_power_of_2(max(channels, 1)), 64)
-    block_p = 1024 // block_c
+    block_p = block // block_c
     if INTERPRETED:
         block_p = min(INTERPRETED_BLOCK // block_c, triton.next_power_of_2(max(pixels, 1)))
     programs = triton.cdiv(pixels, block_p) * triton.cdiv(channels, block_c)
-    return programs, {"BLOCK_P": block_p, "BLOCK_C": block_c}
+    return programs, {"UNIT": unit(channels), "BLOCK_P": block_p, "BLOCK_C": block_c}
+
+
+def unit(channels: int) -> int:
+    """What units(C, UNIT) is to know: how many channels to load at once."""
+    return 1 if channels % 8 else 8
+
+
+@triton.jit
+def units(C, UNIT: tl.constexpr):
+    """C, a multiple of UNIT, such that the compiler sees it; by itself it looks for 16 only."""
+    return C // UNIT * UNIT
 
 
 @triton.jit
@@ -219,9 +230,26 @@ def unravel(start, BLOCK: tl.constexpr, H, W):
 
     Only start may need 64 bits: dividing vectors of 64 bits costs hundreds of instructions.
     """
-    w = (start % W).to(tl.int32) + tl.arange(0, BLOCK)
-    h = (start // W % H).to(tl.int32) + w // W
-    return start // W // H + h // H, h % H, w % W
+    w = start + tl.arange(0, BLOCK)
+    if w.dtype == tl.int64:
+        w = tl.cast(start % W, tl.int32) + tl.arange(0, BLOCK)
+        h = tl.cast(start // W % H, tl.int32) + w // W
+        n = start // W // H + h // H
+    else:
+        h = w // W
+        n = h // H
+    return n, h % H, w % W
+
+
+@triton.jit
+def tile(pixels, C, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The program's tile of [pixels, C]: first pixel, channels [BLOCK_C], offsets, inside."""
+    program = tl.cast(tl.program_id(0), INDEX)
+    tiles_c = tl.cdiv(C, BLOCK_C)
+    start = program // tiles_c * BLOCK_P
+    p = start + tl.arange(0, BLOCK_P)
+    c = (program % tiles_c * BLOCK_C).to(tl.int32) + tl.arange(0, BLOCK_C)
+    return start, c, p[:, None] * C + c[None, :], (p < pixels)[:, None] & (c < C)[None, :]
 
 
 @triton.jit
@@ -229,10 +257,6 @@ def pixel_tile(
     pixels, C, H, W, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """The program's tile of [N, H, W, C]: n, h, w [BLOCK_P, 1], c [1, BLOCK_C], offset, inside."""
-    program = tl.cast(tl.program_id(0), INDEX)
-    tiles_c = tl.cdiv(C, BLOCK_C)
-    start = program // tiles_c * BLOCK_P
+    start, c, offs, inside = tile(pixels, C, INDEX, BLOCK_P, BLOCK_C)
     n, h, w = unravel(start, BLOCK_P, H, W)
-    p = start + tl.arange(0, BLOCK_P)[:, None]
-    c = (program % tiles_c * BLOCK_C).to(tl.int32) + tl.arange(0, BLOCK_C)[None, :]
-    return n[:, None], h[:, None], w[:, None], c, p * C + c, (p < pixels) & (c < C)
+    return n[:, None], h[:, None], w[:, None], c[None, :], offs, inside

@@ -4,16 +4,19 @@ Pooling along one axis is pooling of images with a single row.
 """
 
 from collections.abc import Sequence
+from math import gcd, prod
 from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl  # noqa: F401 the interpreter wants it
+import triton.language as tl
 from torch import Tensor
 
-from ._common import Size, check_tensor, ints, require_at_least
+from ._common import Size, check_tensor, ints, pixel_tile, require_at_least
 
 Ints = tuple[int, ...]
+
+MOST_UNROLLED = 16  # taps, or pixels
 
 
 class Window(NamedTuple):
@@ -45,6 +48,28 @@ class Window(NamedTuple):
         return tuple(
             triton.cdiv(d * (k - 1) + 1, s)
             for k, s, d in zip(self.size, self.stride, self.dilation, strict=True)
+        )
+
+    def visits(self, *out: int) -> Ints:
+        """How many of `out` windows to ask whether they cover a pixel."""
+        return tuple(map(min, self.reach, out))
+
+    @property
+    def unrolls(self) -> bool:
+        """Whether its taps are few enough to be unrolled, and every pixel close to its windows."""
+        few = prod(self.size) <= MOST_UNROLLED and prod(self.span) <= MOST_UNROLLED
+        return few and self.dilation == (1, 1)
+
+    @property
+    def span(self) -> Ints:
+        """Sides of a block of pixels, multiples of the stride, that share most of their windows."""
+        return self.stride[0], self.stride[1] if self.stride[1] > 1 else 2
+
+    def spans(self, *sizes: int) -> Ints:
+        """How many blocks of pixels cover an image, which starts inside the first of them."""
+        return tuple(
+            triton.cdiv(p % s + size, span)
+            for size, s, p, span in zip(sizes, self.stride, self.padding, self.span, strict=True)
         )
 
 
@@ -122,19 +147,53 @@ def output_size(
 
 def longest(size: int, out: int) -> int:
     """The most pixels in a window when `size` pixels are pooled to `out`."""
-    return 0 if out == 0 else size // out if size % out == 0 else size // out + 2
+    return 0 if out == 0 else triton.cdiv(size - gcd(size, out), out) + 1
+
+
+def as_row(H: int, W: int, OH: int, OW: int) -> tuple[int, int]:
+    """Sizes of images as the pools take them: as single rows where all their pixels are pooled."""
+    return (1, H * W) if OH == OW == 1 else (H, W)
 
 
 @triton.jit
 def bounds(o, SIZE, OUT):
     """First and past-the-last pixel of window o; swapped, of the windows that cover a pixel."""
-    return o * SIZE // OUT, ((o + 1) * SIZE + OUT - 1) // OUT
+    # clamped for the compiler to see that SIZE = 1 leaves but pixel 0
+    first = tl.minimum(tl.maximum(o * SIZE // OUT, 0), SIZE - 1)
+    return first, ((o + 1) * SIZE + OUT - 1) // OUT
 
 
 @triton.jit
 def covering_window(h, back, O, K, S, P, D):  # noqa: E741
     """The window `back` before the last to reach pixel h: its index, its tap there, if any."""
-    o = (h + P) // S - back
+    # clamped from below, too, for the compiler to see that it is 0 where O is 1
+    o = tl.minimum(tl.maximum((h + P) // S, 0), O - 1) - back
     from_start = h + P - o * S
     tap = from_start // D
-    return o, tap, (o >= 0) & (o < O) & (tap < K) & (from_start % D == 0)
+    return o, tap, (o >= 0) & (tap < K) & (from_start % D == 0)
+
+
+@triton.jit
+def span_tile(
+    spans, C, SPANS_H, SPANS_W, PH, PW, SH: tl.constexpr, SW: tl.constexpr,
+    SPAN_H: tl.constexpr, SPAN_W: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The program's tile of blocks of pixels: n; oh, ow, the last windows to reach their first
+    pixels; these pixels, h, w; c; and which are inside."""
+    n, h, w, c, _, inside = pixel_tile(spans, C, SPANS_H, SPANS_W, INDEX, BLOCK_P, BLOCK_C)
+    oh, ow = PH // SH + h * (SPAN_H // SH), PW // SW + w * (SPAN_W // SW)
+    return n, oh, ow, oh * SH - PH, ow * SW - PW, c, inside
+
+
+@triton.jit
+def store_span(
+    dx_ptr, dx, n, h, w, c, inside, H, W, pixel, SPAN_H: tl.constexpr, SPAN_W: tl.constexpr
+):  # fmt: skip
+    """Stores dx, a tile for each pixel of a block, from (h, w) on."""
+    dx_ptr += ((n * H + h) * W + w) * pixel + c
+    for i in tl.static_range(SPAN_H):
+        row = inside & (h + i >= 0) & (h + i < H)
+        for j in tl.static_range(SPAN_W):
+            there = row & (w + j >= 0) & (w + j < W)
+            tl.store(dx_ptr + (i * W + j) * pixel, dx[i * SPAN_W + j], mask=there)

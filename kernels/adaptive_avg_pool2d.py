@@ -30,16 +30,19 @@ from ._common import (
     pixel_blocks,
     pixel_tile,
     public,
+    units,
 )
 from ._launch import launch
-from ._pool import bounds, check_pool_input, longest, output_size
+from ._pool import as_row, bounds, check_pool_input, longest, output_size
 
 
 @triton.jit
 def _adaptive_avg_pool2d_fwd_kernel(
     x_ptr, y_ptr, pixels, C, H, W, OH, OW, MOST_H, MOST_W,  # x [N, H, W, C], y [N, OH, OW, C]
-    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    C = units(C, UNIT)
     n, oh, ow, c, dst, inside = pixel_tile(pixels, C, OH, OW, INDEX, BLOCK_P, BLOCK_C)
     from_h, to_h = bounds(tl.cast(oh, INDEX), H, OH)
     from_w, to_w = bounds(tl.cast(ow, INDEX), W, OW)
@@ -59,8 +62,10 @@ def _adaptive_avg_pool2d_fwd_kernel(
 @triton.jit
 def _adaptive_avg_pool2d_bwd_kernel(
     dy_ptr, dx_ptr, pixels, C, H, W, OH, OW, MOST_H, MOST_W,  # dy [N, OH, OW, C], dx [N, H, W, C]
-    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    C = units(C, UNIT)
     n, h, w, c, dst, inside = pixel_tile(pixels, C, H, W, INDEX, BLOCK_P, BLOCK_C)
     first_oh, last_oh = bounds(tl.cast(h, INDEX), OH, H)
     first_ow, last_ow = bounds(tl.cast(w, INDEX), OW, W)
@@ -72,7 +77,7 @@ def _adaptive_avg_pool2d_bwd_kernel(
             from_h, to_h = bounds(tl.cast(oh, INDEX), H, OH)
             from_w, to_w = bounds(tl.cast(ow, INDEX), W, OW)
             dy = tl.load(dy_ptr + (((n * OH + oh) * OW + ow) * C + c), mask=covers, other=0.0)
-            acc += dy.to(ACC) / ((to_h - from_h) * (to_w - from_w)).to(ACC)
+            acc += dy.to(ACC) * (1 / ((to_h - from_h) * (to_w - from_w)).to(ACC))
     tl.store(dx_ptr + dst, acc, mask=inside)
 
 
@@ -85,6 +90,7 @@ def _adaptive_avg_pool2d(x, size):
     N, C, H, W = x.shape
     y = empty_nhwc((N, C, *size), x)
     OH, OW = size
+    H, W = as_row(H, W, OH, OW)
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
         _adaptive_avg_pool2d_fwd_kernel, programs,
@@ -102,8 +108,9 @@ def _adaptive_avg_pool2d(x, size):
 def _adaptive_avg_pool2d_bwd(dy, x_shape, memory_format):
     N, C, H, W = x_shape
     OH, OW = dy.shape[2:]
+    H, W = as_row(H, W, OH, OW)
     dx = empty_nhwc(x_shape, dy)
-    programs, blocks = pixel_blocks(N * H * W, C)
+    programs, blocks = pixel_blocks(N * H * W, C, 4096 // dx.element_size())
     launch(
         _adaptive_avg_pool2d_bwd_kernel, programs,
         nhwc(dy), dx, N * H * W, C, H, W, OH, OW, longest(OH, H), longest(OW, W),

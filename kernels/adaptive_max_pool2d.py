@@ -30,9 +30,10 @@ from ._common import (
     pixel_blocks,
     pixel_tile,
     public,
+    units,
 )
 from ._launch import launch
-from ._pool import bounds, check_pool_input, longest, output_size
+from ._pool import as_row, bounds, check_pool_input, longest, output_size
 
 
 @triton.jit
@@ -40,19 +41,22 @@ def _adaptive_max_pool2d_fwd_kernel(
     x_ptr, y_ptr, at_ptr, pixels, C, H, W, OH, OW,  # x [N, H, W, C]; y, at [N, OH, OW, C]
     MOST_H, MOST_W,
     WITH_AT: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    C = units(C, UNIT)
     n, oh, ow, c, dst, inside = pixel_tile(pixels, C, OH, OW, INDEX, BLOCK_P, BLOCK_C)
     from_h, to_h = bounds(tl.cast(oh, INDEX), H, OH)
     from_w, to_w = bounds(tl.cast(ow, INDEX), W, OW)
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), ACC)
-    best_at = tl.full((BLOCK_P, BLOCK_C), -1, INDEX)
+    best_at = (from_h * W + from_w) + tl.zeros((BLOCK_P, BLOCK_C), INDEX)
     for i in range(MOST_H):
         for j in range(MOST_W):
             h, w = from_h + i, from_w + j
             valid = inside & (h < to_h) & (w < to_w)
-            x = tl.load(x_ptr + (((n * H + h) * W + w) * C + c), mask=valid, other=0.0).to(ACC)
-            wins = valid & ((x > best) | (x != x) | (best_at < 0))
+            x = tl.load(
+                x_ptr + (((n * H + h) * W + w) * C + c), mask=valid, other=float("-inf")
+            ).to(ACC)
+            wins = (x > best) | (x != x)
             best = tl.where(wins, x, best)
             best_at = tl.where(wins, h * W + w, best_at)
     tl.store(y_ptr + dst, best, mask=inside)
@@ -64,8 +68,10 @@ def _adaptive_max_pool2d_fwd_kernel(
 def _adaptive_max_pool2d_scatter_kernel(
     dy_ptr, at_ptr, dx_ptr, pixels, C, H, W, OH, OW,  # dy, at [N, OH, OW, C], dx [N, H, W, C]
     MOST_H, MOST_W,
-    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    C = units(C, UNIT)
     n, h, w, c, dst, inside = pixel_tile(pixels, C, H, W, INDEX, BLOCK_P, BLOCK_C)
     first_oh, last_oh = bounds(tl.cast(h, INDEX), OH, H)
     first_ow, last_ow = bounds(tl.cast(w, INDEX), OW, W)
@@ -75,8 +81,9 @@ def _adaptive_max_pool2d_scatter_kernel(
             oh, ow = first_oh + i, first_ow + j
             covers = inside & (oh < last_oh) & (ow < last_ow)
             src = ((n * OH + oh) * OW + ow) * C + c
-            won = covers & (tl.load(at_ptr + src, mask=covers, other=0) == h * W + w)
-            acc += tl.load(dy_ptr + src, mask=won, other=0.0).to(ACC)
+            at = tl.load(at_ptr + src, mask=covers, other=0)
+            dy = tl.load(dy_ptr + src, mask=covers, other=0.0).to(ACC)
+            acc += tl.where(at == h * W + w, dy, 0.0)
     tl.store(dx_ptr + dst, acc, mask=inside)
 
 
@@ -98,6 +105,7 @@ def _adaptive_max_pool2d(x, size, with_at):
     OH, OW = size
     y = empty_nhwc((N, C, OH, OW), x)
     at = empty_nhwc(y.shape if with_at else (0, 0, 0, 0), x, _at_dtype(H, W))
+    H, W = as_row(H, W, OH, OW)
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
         _adaptive_max_pool2d_fwd_kernel, programs,
@@ -116,6 +124,7 @@ def _adaptive_max_pool2d(x, size, with_at):
 def _adaptive_max_pool2d_scatter(dy, at, x_shape, memory_format):
     N, C, H, W = x_shape
     OH, OW = dy.shape[2:]
+    H, W = as_row(H, W, OH, OW)
     dx = empty_nhwc(x_shape, dy)
     programs, blocks = pixel_blocks(N * H * W, C)
     launch(

@@ -6,8 +6,11 @@ over the taps inside x.  The divisor is divisor_override, or the number of taps 
 image (count_include_pad), or of those inside the image.  Sums run in float32 (float64 for float64).
 A program owns a tile of pixels by channels of its result.  The backward gathers (each pixel asks
 the windows that cover it), so it needs no atomics and repeats bit for bit; being linear, it has the
-forward as its own derivative.
+forward as its own derivative.  Where the taps are few, its pixels are blocks as large as the
+stride, which read their windows once for all of their pixels.
 """
+
+from math import prod
 
 import torch
 import triton
@@ -30,10 +33,11 @@ from ._common import (
     pixel_blocks,
     pixel_tile,
     public,
+    units,
 )
 from ._launch import launch
 from ._pool import SCHEMA as WINDOW_SCHEMA
-from ._pool import Window, covering_window, window
+from ._pool import Window, covering_window, span_tile, store_span, window
 
 SCHEMA = f"{WINDOW_SCHEMA}, bool count_include_pad, int? divisor_override"
 
@@ -50,18 +54,21 @@ def _extent(o, SIZE, K, S, P, INCLUDE_PAD: tl.constexpr):
 @triton.jit
 def _avg_pool2d_fwd_kernel(
     x_ptr, y_ptr, pixels, C, H, W, OH, OW,  # x [N, H, W, C], y [N, OH, OW, C]
-    KH, KW, SH, SW, PH, PW,
+    KH, SH, SW, PH, PW, KW: tl.constexpr,
     INCLUDE_PAD: tl.constexpr, DIVISOR: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    C = units(C, UNIT)
     n, oh, ow, c, dst, inside = pixel_tile(pixels, C, OH, OW, INDEX, BLOCK_P, BLOCK_C)
+    h0, w0 = oh * SH - PH, ow * SW - PW
+    pixel = tl.cast(C, INDEX)
+    x_tile = x_ptr + (((n * H + h0) * W + w0) * pixel + c)
     acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for kh in range(KH):
-        for kw in range(KW):
-            h, w = oh * SH - PH + kh, ow * SW - PW + kw
-            valid = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-            x = tl.load(x_ptr + (((n * H + h) * W + w) * C + c), mask=valid, other=0.0)
-            acc += x.to(ACC)
+        row = inside & (h0 + kh >= 0) & (h0 + kh < H)
+        for kw in tl.range(KW, loop_unroll_factor=KW if KW < 8 else 1):
+            there = row & (w0 + kw >= 0) & (w0 + kw < W)
+            acc += tl.load(x_tile + (kh * W + kw) * pixel, mask=there, other=0.0).to(ACC)
     if DIVISOR is None:
         divisor = _extent(oh, H, KH, SH, PH, INCLUDE_PAD) * _extent(ow, W, KW, SW, PW, INCLUDE_PAD)
     else:
@@ -70,29 +77,82 @@ def _avg_pool2d_fwd_kernel(
 
 
 @triton.jit
-def _avg_pool2d_bwd_kernel(
-    dy_ptr, dx_ptr, pixels, C, H, W, OH, OW,  # dy [N, OH, OW, C], dx [N, H, W, C]
-    KH, KW, SH, SW, PH, PW, REACH_H, REACH_W,
-    INCLUDE_PAD: tl.constexpr, DIVISOR: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+def _divided(
+    dy, oh, ow, there, H, W, KH, KW, SH, SW, PH, PW,
+    INCLUDE_PAD: tl.constexpr, DIVISOR: tl.constexpr,
 ):  # fmt: skip
+    """dy of windows (oh, ow), divided; that of windows that are not there is zero, and stays so."""
+    if DIVISOR is None:
+        rows = _extent(oh, H, KH, SH, PH, INCLUDE_PAD)
+        columns = _extent(ow, W, KW, SW, PW, INCLUDE_PAD)
+        dy *= 1 / tl.where(there, rows * columns, 1).to(dy.dtype)
+    else:
+        dy *= 1 / tl.full((), DIVISOR, dy.dtype)
+    return dy
+
+
+@triton.jit
+def _added(acc, dy, kh: tl.constexpr, kw: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr):
+    """acc, and dy if its window has a tap (kh, kw)."""
+    if (kh >= 0) & (kh < KH) & (kw >= 0) & (kw < KW):
+        acc += dy
+    return acc
+
+
+@triton.jit
+def _avg_pool2d_bwd_kernel(
+    dy_ptr, dx_ptr, spans, C, H, W, OH, OW,  # dy [N, OH, OW, C], dx [N, H, W, C]
+    PH, PW, SPANS_H, SPANS_W,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    REACH_H: tl.constexpr, REACH_W: tl.constexpr, SPAN_H: tl.constexpr, SPAN_W: tl.constexpr,
+    INCLUDE_PAD: tl.constexpr, DIVISOR: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    C = units(C, UNIT)
+    n, oh0, ow0, h0, w0, c, inside = span_tile(
+        spans, C, SPANS_H, SPANS_W, PH, PW, SH, SW, SPAN_H, SPAN_W, INDEX, BLOCK_P, BLOCK_C
+    )  # fmt: skip
+    pixel = tl.cast(C, INDEX)
+    dy_tile = dy_ptr + (((n * OH + oh0) * OW + ow0) * pixel + c)
+    acc = (tl.zeros((BLOCK_P, BLOCK_C), ACC),) * (SPAN_H * SPAN_W)
+    for o_h in tl.static_range(1 - REACH_H, SPAN_H // SH):
+        oh = oh0 + o_h
+        for o_w in tl.static_range(1 - REACH_W, SPAN_W // SW):
+            ow = ow0 + o_w
+            there = (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
+            step = (o_h * OW + o_w) * pixel
+            dy = tl.load(dy_tile + step, mask=inside & there, other=0.0).to(ACC)
+            dy = _divided(
+                dy, oh, ow, there, H, W, KH, KW, SH, SW, PH, PW, INCLUDE_PAD, DIVISOR
+            )  # fmt: skip
+            more = ()
+            for i in tl.static_range(SPAN_H):
+                for j in tl.static_range(SPAN_W):
+                    more += (_added(acc[i * SPAN_W + j], dy, i - o_h * SH, j - o_w * SW, KH, KW),)
+            acc = more
+    store_span(dx_ptr, acc, n, h0, w0, c, inside, H, W, pixel, SPAN_H, SPAN_W)
+
+
+@triton.jit
+def _avg_pool2d_bwd_any_kernel(
+    dy_ptr, dx_ptr, pixels, C, H, W, OH, OW,  # dy [N, OH, OW, C], dx [N, H, W, C]
+    KH, KW, SH, SW, PH, PW, VISITS_H, VISITS_W,
+    INCLUDE_PAD: tl.constexpr, DIVISOR: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    C = units(C, UNIT)
     n, h, w, c, dst, inside = pixel_tile(pixels, C, H, W, INDEX, BLOCK_P, BLOCK_C)
     acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-    for back_h in range(REACH_H):
+    for back_h in range(VISITS_H):
         oh, _, covers_h = covering_window(h, back_h, OH, KH, SH, PH, 1)
-        for back_w in range(REACH_W):
+        for back_w in range(VISITS_W):
             ow, _, covers_w = covering_window(w, back_w, OW, KW, SW, PW, 1)
-            covers = inside & covers_h & covers_w
-            dy = tl.load(dy_ptr + (((n * OH + oh) * OW + ow) * C + c), mask=covers, other=0.0)
-            if DIVISOR is None:
-                rows = _extent(oh, H, KH, SH, PH, INCLUDE_PAD)
-                columns = _extent(ow, W, KW, SW, PW, INCLUDE_PAD)
-                # a window that does not cover the pixel may count nothing: its dy is zero
-                acc += dy.to(ACC) / tl.where(covers_h & covers_w, rows * columns, 1).to(ACC)
-            else:
-                acc += dy.to(ACC)
-    if DIVISOR is not None:
-        acc /= DIVISOR
+            covers = covers_h & covers_w
+            src = ((n * OH + oh) * OW + ow) * C + c
+            dy = tl.load(dy_ptr + src, mask=inside & covers, other=0.0).to(ACC)
+            acc += _divided(
+                dy, oh, ow, covers, H, W, KH, KW, SH, SW, PH, PW, INCLUDE_PAD, DIVISOR
+            )  # fmt: skip
     tl.store(dx_ptr + dst, acc, mask=inside)
 
 
@@ -108,7 +168,8 @@ def _avg_pool2d(x, *geometry):
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
         _avg_pool2d_fwd_kernel, programs,
-        nhwc(x), y, N * OH * OW, C, *x.shape[2:], OH, OW, *w.size, *w.stride, *w.padding,
+        nhwc(x), y, N * OH * OW, C, *x.shape[2:], OH, OW,
+        w.size[0], *w.stride, *w.padding, w.size[1],
         include_pad, divisor, accumulator(x.dtype), index_type(x, y), out=y, **blocks,
     )  # fmt: skip
     return leave(y, layout(x))
@@ -122,12 +183,24 @@ def _avg_pool2d_bwd(dy, x_shape, memory_format, *geometry):
     w, (include_pad, divisor) = Window(*geometry[:5]), geometry[5:]
     dx = empty_nhwc(x_shape, dy)
     N, C, H, W = x_shape
-    programs, blocks = pixel_blocks(N * H * W, C)
-    launch(
-        _avg_pool2d_bwd_kernel, programs,
-        nhwc(dy), dx, N * H * W, C, H, W, *dy.shape[2:], *w.size, *w.stride, *w.padding, *w.reach,
-        include_pad, divisor, accumulator(dy.dtype), index_type(dx, dy), out=dx, **blocks,
-    )  # fmt: skip
+    settings = include_pad, divisor, accumulator(dy.dtype), index_type(dx, dy)
+    if w.unrolls:
+        spans = w.spans(H, W)
+        programs, blocks = pixel_blocks(N * prod(spans), C, 4096 // max(dx.element_size(), 4))
+        launch(
+            _avg_pool2d_bwd_kernel, programs,
+            nhwc(dy), dx, N * prod(spans), C, H, W, *dy.shape[2:],
+            *w.padding, *spans, *w.size, *w.stride, *w.reach, *w.span, *settings,
+            out=dx, **blocks,
+        )  # fmt: skip
+    else:
+        programs, blocks = pixel_blocks(N * H * W, C, 4096 // dx.element_size())
+        launch(
+            _avg_pool2d_bwd_any_kernel, programs,
+            nhwc(dy), dx, N * H * W, C, H, W, *dy.shape[2:],
+            *w.size, *w.stride, *w.padding, *w.visits(*dy.shape[2:]), *settings,
+            out=dx, **blocks,
+        )  # fmt: skip
     return leave(dx, memory_format)
 
 

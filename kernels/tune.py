@@ -1,12 +1,14 @@
 """python -m tritonconv.tune: finds the fastest kernels for a model's convolutions on this GPU.
 
 Every convolution of the model, forward and backward, is timed in each configuration of each family
-that serves it; the winners go to a file in the user's cache folder, which all later runs read.
+that serves it; each winner goes at once to a file in the user's cache folder, which all later runs
+read.  An interrupted run keeps what it has found.
 Convolutions alike in all but small differences of size are tuned as one.
 """
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -92,10 +94,9 @@ def tune(
             found[key], times = fastest(p, time)
             winner, first = found[key], next(iter(times))
             gain = times[first] / times[winner]
+            tuned.add(p.gpu, {key: winner})
             progress.write(f"{key}: {winner.family} {winner.config}, {gain:.2f}x", sys.stdout)
-    if found:
-        tuned.add(p.gpu, found)
-        chosen.cache_clear()
+    chosen.cache_clear()
     return found
 
 
@@ -110,7 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--input", default="256,3,224,224", help="sizes of a batch of images")
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
     parser.add_argument("--inference", action="store_true", help="leave the gradients out")
+    parser.add_argument("--folder", help=f"where to write (default: {tuned.path().parent})")
     given = parser.parse_args(arguments)
+    if given.folder:
+        os.environ["TRITONCONV_CACHE"] = given.folder
     if not torch.cuda.is_available():
         print("tritonconv.tune: no CUDA device: there is nothing to tune", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from .._launch import INTERPRETED, INTERPRETED_BLOCK, launch
 from .._split import pixel_share
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pixels", "pixels_a_split"))
 def _conv2d_dbias_kernel(
     dy_ptr, db_ptr, pixels, C, pixels_a_split,  # dy [pixels, C], db [splits, C]
     ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,

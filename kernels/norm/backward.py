@@ -17,20 +17,32 @@ import triton
 import triton.language as tl
 
 from .. import _split
-from .._common import accumulator, empty_in, empty_nhwc, index_type, leave, nhwc, op, pixel_blocks
+from .._common import (
+    accumulator,
+    empty_in,
+    empty_nhwc,
+    index_type,
+    leave,
+    nhwc,
+    op,
+    pixel_blocks,
+    tile,
+    units,
+)
 from .._launch import launch
 from .._split import pixel_share, sum_dtype
-from .normalise import activated, coefficients, row, shut, tile, vector
+from .normalise import activated, coefficients, row, shut, vector
 from .stats import shares
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pixels", "pixels_a_split"))
 def _batch_norm_sums_kernel(
     dy_ptr, x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr, y_ptr, z_ptr, partial_ptr,
     pixels, C, pixels_a_split,  # dy, x, y, z [pixels, C], partial [splits, 2, C]; z: y computed
     ACTIVATION: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    C = units(C, UNIT)
     c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
     mean, rstd, scale, shift = coefficients(
         mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC
@@ -57,14 +69,15 @@ def _batch_norm_sums_kernel(
     tl.store(partial_ptr + C, tl.sum(sum_dy_x, axis=0) * rstd, mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pixels",))
 def _batch_norm_bwd_kernel(
     dy_ptr, x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr, y_ptr, sums_ptr, dx_ptr,
     pixels, C,  # dy, x, y, dx [pixels, C], sums [2, C]
     ACTIVATION: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr,
-    INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    INDEX: tl.constexpr, UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    c, offs, inside = tile(pixels, C, INDEX, BLOCK_P, BLOCK_C)
+    C = units(C, UNIT)
+    _, c, offs, inside = tile(pixels, C, INDEX, BLOCK_P, BLOCK_C)
     mean, rstd, scale, shift = coefficients(
         mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC
     )  # fmt: skip
@@ -134,7 +147,7 @@ def batch_norm_bwd(dy, x, mean, var, w, b, eps, activation, y, sums, memory_form
     """dx; sums are given where mean and var are x's own."""
     N, C, H, W = x.shape
     dx = empty_nhwc(x.shape, x)
-    programs, blocks = pixel_blocks(N * H * W, C)
+    programs, blocks = pixel_blocks(N * H * W, C, 4096 // dx.element_size())
     launch(
         _batch_norm_bwd_kernel, programs,
         nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y),

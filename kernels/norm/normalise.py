@@ -10,18 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._common import accumulator, empty_in, empty_nhwc, index_type, leave, nhwc, op, pixel_blocks
+from .._common import (
+    accumulator,
+    empty_in,
+    empty_nhwc,
+    index_type,
+    leave,
+    nhwc,
+    op,
+    pixel_blocks,
+    tile,
+    units,
+)
 from .._launch import launch
-
-
-@triton.jit
-def tile(pixels, C, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The program's tile of [pixels, C]: channels [BLOCK_C], offsets, and what is inside."""
-    program = tl.cast(tl.program_id(0), INDEX)
-    tiles_c = tl.cdiv(C, BLOCK_C)
-    p = program // tiles_c * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = (program % tiles_c * BLOCK_C).to(tl.int32) + tl.arange(0, BLOCK_C)
-    return c, p[:, None] * C + c[None, :], (p < pixels)[:, None] & (c < C)[None, :]
 
 
 @triton.jit
@@ -74,15 +75,17 @@ def shut(y, ACTIVATION: tl.constexpr):
     return y <= 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pixels",))
 def _batch_norm_fwd_kernel(
     x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr,  # x [pixels, C], the others [C]
     r_ptr, r_mean_ptr, r_var_ptr, r_w_ptr, r_b_ptr,  # the residual's
     y_ptr, pixels, C,
     ACTIVATION: tl.constexpr, EPS: tl.constexpr, R_EPS: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    c, offs, inside = tile(pixels, C, INDEX, BLOCK_P, BLOCK_C)
+    C = units(C, UNIT)
+    _, c, offs, inside = tile(pixels, C, INDEX, BLOCK_P, BLOCK_C)
     x = tl.load(x_ptr + offs, mask=inside, other=0.0).to(ACC)
     y = normalised(x, mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC)
     if r_ptr is not None:
@@ -108,7 +111,7 @@ def batch_norm(
 ):
     N, C, H, W = x.shape
     y = empty_nhwc(x.shape, x)
-    programs, blocks = pixel_blocks(N * H * W, C)
+    programs, blocks = pixel_blocks(N * H * W, C, 4096 // y.element_size())
     launch(
         _batch_norm_fwd_kernel, programs,
         nhwc(x), row(mean), row(var), row(w), row(b),

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _split
-from .._common import accumulator, index_type, nhwc, op
+from .._common import accumulator, index_type, nhwc, op, unit, units
 from .._launch import INTERPRETED, launch
 from .._split import pixel_share, sum_dtype
 
@@ -46,24 +46,39 @@ def store_statistics(partial_ptr, part, c, C, inside, n, mean, m2):
 
 
 @triton.jit
+def _load_pixels(x_ptr, start, last, c, C, ACC: tl.constexpr, BLOCK_P: tl.constexpr):
+    """x [BLOCK_P, BLOCK_C] from pixel `start` on, zero from pixel `last` on; and what is inside."""
+    p = start + tl.arange(0, BLOCK_P)
+    inside = (p < last)[:, None] & (c < C)[None, :]
+    x = tl.load(x_ptr + (p[:, None] * C + c[None, :]), mask=inside, other=0.0)
+    return x.to(ACC), inside
+
+
+@triton.jit(do_not_specialize=("pixels", "pixels_a_split"))
 def _batch_norm_stats_kernel(
     x_ptr, partial_ptr, pixels, C, pixels_a_split,  # x [pixels, C], partial [splits, 3, C]
-    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    C = units(C, UNIT)
     c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
-    n = tl.zeros((BLOCK_C,), ACC)
-    mean, m2 = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
+    # sums about the first block's mean: it is as close to the mean of all as that block's share
+    # of them tells, (near - mean)^2 <= variance * pixels / BLOCK_P, so that little cancels
+    x, _ = _load_pixels(x_ptr, first, last, c, C, ACC, BLOCK_P)
+    near = tl.sum(x, axis=0) / tl.minimum(last - first, BLOCK_P).to(ACC)
+    total, squares = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for start in range(first, last, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = (p < last)[:, None] & (c < C)[None, :]
-        x = tl.load(x_ptr + (p[:, None] * C + c[None, :]), mask=inside, other=0.0).to(ACC)
-        block_n = tl.minimum(last - start, BLOCK_P).to(ACC)
-        block_mean, block_m2 = block_statistics(x, inside, block_n)
-        n, mean, m2 = combine(n, mean, m2, block_n, block_mean, block_m2)
-    store_statistics(partial_ptr, split, c, C, c < C, n, mean, m2)
+        x, inside = _load_pixels(x_ptr, start, last, c, C, ACC, BLOCK_P)
+        offset = tl.where(inside, x - near[None, :], 0.0)
+        total += offset
+        squares += offset * offset
+    n = (last - first).to(ACC)
+    rest = tl.sum(total, axis=0) / n
+    m2 = tl.sum(squares, axis=0) - n * rest * rest
+    store_statistics(partial_ptr, split, c, C, c < C, n, near + rest, m2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("parts", "parts_a_share"))
 def _batch_norm_combine_kernel(
     partial_ptr, out_ptr, parts, C, parts_a_share,  # [parts, 3, C] -> [shares, 3, C], or [2, C]
     LAST: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
@@ -98,10 +113,11 @@ def _batch_norm_combine_kernel(
 def shares(pixels: int, C: int) -> tuple[int, int, int, dict[str, int]]:
     """For a reduction over pixels: programs, splits, pixels in each, and the block sizes."""
     block_c = min(triton.next_power_of_2(C), 64)
-    block_p = min(4096 if INTERPRETED else 32, triton.next_power_of_2(pixels))
+    block_p = min(4096 if INTERPRETED else 64, triton.next_power_of_2(pixels))
     tiles_c = triton.cdiv(C, block_c)
     splits, pixels_a_split = _split.shares(tiles_c, pixels, triton.cdiv(pixels, block_p))
-    return tiles_c * splits, splits, pixels_a_split, {"BLOCK_P": block_p, "BLOCK_C": block_c}
+    blocks = {"UNIT": unit(C), "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 8}
+    return tiles_c * splits, splits, pixels_a_split, blocks
 
 
 def partial_statistics(parts: int, C: int, x: Tensor) -> Tensor:

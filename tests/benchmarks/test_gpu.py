@@ -48,17 +48,17 @@ def test_an_interrupted_step_may_finish_what_it_says(tmp_path):
     assert (tmp_path / "tests.log").read_text() == "so far: 12 passed\n"
 
 
-SECONDS = {"tests": 1, "quick": 2, "networks": 3, "report": 4}
+SECONDS = {"tests": 1, "tune": 5, "quick": 2, "networks": 3, "report": 4}
 
 
 def test_a_step_without_seconds_is_left_out(tmp_path):
     def names(**seconds: float) -> list[str]:
         return [step.name for step in gpu.steps(tmp_path, SECONDS | seconds)]
 
-    assert names() == ["tests", "quick", "networks", "report"]
-    assert names(networks=0) == ["tests", "quick", "report"]
-    assert names(tests=0, quick=0) == ["networks", "report"]
-    assert names(quick=0, networks=0) == ["tests"]  # there is nothing to report
+    assert names() == ["tests", "tune", "quick", "networks", "report"]
+    assert names(networks=0, tune=0) == ["tests", "quick", "report"]
+    assert names(tests=0, quick=0, tune=0) == ["networks", "report"]
+    assert names(quick=0, networks=0) == ["tests", "tune"]  # there is nothing to report
     assert {step.name: step.seconds for step in gpu.steps(tmp_path, SECONDS)} == SECONDS
 
 
@@ -67,7 +67,7 @@ def test_a_step_without_seconds_is_left_out(tmp_path):
     [("networks", ["results"]), ("quick", ["networks"]), ("tests", ["results", "networks"])],
 )
 def test_what_is_measured_is_reported(tmp_path, left_out, files):
-    *measured, report = gpu.steps(tmp_path, SECONDS | {left_out: 0})
+    *measured, report = gpu.steps(tmp_path, SECONDS | {left_out: 0, "tune": 0})
     paths = [str(tmp_path / f"{name}.json") for name in files]
     assert list(report.command[-len(files) :]) == paths
     assert [s.command[-1] for s in measured if s.name != "tests"] == paths

@@ -11,6 +11,7 @@ from tritonconv import _common, _split, batch_norm
 SHAPES = {
     "images": (3, 5, 4, 6),
     "many channels": (2, 130, 3, 3),
+    "24 channels, eight at a time": (2, 24, 3, 4),
     "one channel": (4, 1, 5, 5),
     "rows": (7, 5),
     "signals": (3, 5, 8),
@@ -97,6 +98,18 @@ def test_batch_norm_is_accurate_far_from_zero(shape, device):
     expected = F.batch_norm(x.double(), None, None, training=True)
     # the mean itself has float32's 1e-3 there
     torch.testing.assert_close(y.cpu().double(), expected, rtol=0, atol=2e-3)
+
+
+def test_batch_norm_is_accurate_where_the_first_pixels_tell_nothing(device):
+    """Sums run about the first pixels' mean: here a black margin, and the rest at 100 +- 1."""
+    x = 100 + torch.randn(2, 3, 60, 70)
+    x[0] = 0
+    w, b = torch.ones(3, device=device), torch.zeros(3, device=device)
+    mean, var = torch.zeros(3, device=device), torch.zeros(3, device=device)
+    batch_norm(x.to(device), mean, var, w, b, training=True, momentum=1.0)
+    values = x.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean.cpu().double(), values.mean(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(var.cpu().double(), values.var(1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 50])

@@ -21,6 +21,16 @@ CALLS = {
     ),
     "max stride beyond the window": ("max_pool2d", {"kernel_size": 2, "stride": 3}, (1, 3, 8, 8)),
     "max dilated": ("max_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 2}, (1, 3, 9, 9)),
+    "max 2 s1: pixels share windows along a row": ("max_pool2d", {"kernel_size": 2, "stride": 1}, (2, 3, 5, 6)),
+    "max padded beyond the stride": ("max_pool2d", {"kernel_size": 4, "stride": 2, "padding": 2}, (1, 8, 9, 8)),
+    "max of rows wider than are unrolled": ("max_pool2d", {"kernel_size": (3, 11), "stride": 2, "padding": (1, 5)}, (1, 3, 7, 12)),
+    "max dilated, its first tap in the padding": (
+        "max_pool2d",
+        {"kernel_size": 3, "padding": 1, "dilation": (1, 3)},
+        (1, 3, 6, 8),
+    ),
+    "max stride far beyond the window": ("max_pool2d", {"kernel_size": 2, "stride": 7}, (1, 3, 9, 16)),
+    "max over 24 channels, eight at a time": ("max_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1}, (1, 24, 6, 7)),
     "max ceil": ("max_pool2d", {"kernel_size": 3, "stride": 2, "ceil_mode": True}, (1, 3, 8, 6)),
     "max ceil drops a window that starts in the padding": (
         "max_pool2d",
@@ -36,6 +46,9 @@ CALLS = {
         {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False},
         (2, 3, 8, 7),
     ),
+    "avg 3 s1": ("avg_pool2d", {"kernel_size": 3, "stride": 1, "padding": 1, "count_include_pad": False}, (1, 8, 5, 6)),
+    "avg of more taps than are unrolled": ("avg_pool2d", {"kernel_size": (5, 9), "stride": (2, 3), "padding": (1, 4)}, (1, 3, 8, 13)),
+    "avg of the whole": ("avg_pool2d", {"kernel_size": 7}, (2, 3, 7, 7)),
     "avg ceil": ("avg_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}, (1, 3, 8, 6)),
     "avg ceil without padding": (
         "avg_pool2d",
@@ -197,6 +210,21 @@ SPECIAL = {
     "max_pool2d": Case("max_pool2d", (), {"kernel_size": 3, "stride": 2, "padding": 1}),
     "adaptive_max_pool2d": Case("adaptive_max_pool2d", (), {"output_size": (3, 4)}),
 }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 2, "padding": 1, "dilation": 2},
+        {"kernel_size": 6, "stride": 4, "padding": 3},
+    ],
+)
+def test_max_pool2d_of_lowest_values_is_torchs(options, device):
+    """Where nothing is greater than what a search starts from, the first tap inside wins."""
+    x = torch.full((1, 2, 6, 5), float("-inf"))
+    case = Case("max_pool2d", (), options | {"return_indices": True})
+    for a, e in zip(case.ours(x.to(device)), case.theirs(x), strict=True):
+        assert torch.equal(a.cpu(), e)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -17,6 +17,10 @@ MOST_TAPS = 7  # down a column of the window whose products are unrolled togethe
 MOST_STRIDE = 4  # so that a strip holds some rows of each residue class
 
 
+# as geometry's, less those that are constants
+SIZES = ("N", "H", "W", "OH", "OW", "KH", "KW", "SW", "PW", "DW", "strips")
+
+
 class Strip(NamedTuple):
     rows: int
     p: int

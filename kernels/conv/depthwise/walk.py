@@ -19,7 +19,7 @@ from ..._common import unravel
 from ...norm.stats import block_statistics, combine, store_statistics
 from ..classes import class_taps
 from ..epilogue import channel_terms, store_tile
-from ..geometry import SIZES
+from .strips import SIZES
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def added(acc, x, factors, K: tl.constexpr, AT: tl.constexpr, D: tl.constexpr):
         return acc
 
 
-@triton.jit(do_not_specialize=(*SIZES, "strips", "tiles_p", "STEP_W"))
+@triton.jit(do_not_specialize=(*SIZES, "tiles_p", "STEP_W"))
 def _conv2d_depthwise_kernel(
     x_ptr, w_ptr, y_ptr,  # source [N, H, W, C], w [C, KH, KW], result [N, OH, OW, C]
     N, H, W, C, OH, OW, strips, tiles_p, KH, KW, SW, PW, DW, STEP_W,

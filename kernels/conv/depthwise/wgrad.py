@@ -16,16 +16,15 @@ import triton.language as tl
 from ... import _split
 from ..._common import unravel
 from ..family import Call, Family
-from ..geometry import SIZES
 from ..problem import Problem
-from .strips import MOST_TAPS, Strip, declines, serving
+from .strips import MOST_TAPS, SIZES, Strip, declines, serving
 from .walk import added
 
 SUMS = 9  # that a thread block holds
 PROGRAMS = 1056  # eight for each multiprocessor of an H100, which hide each other's loads
 
 
-@triton.jit(do_not_specialize=(*SIZES, "strips", "tiles_a_split"))
+@triton.jit(do_not_specialize=(*SIZES, "tiles_a_split"))
 def _conv2d_depthwise_wgrad_kernel(
     dy_ptr, x_ptr, dw_ptr,  # dy [N, OH, OW, C], x [N, H, W, C], dw [splits, C, KH, KW]
     N, H, W, C, OH, OW, strips, tiles_a_split, KH, KW, SW, PW, DW,
