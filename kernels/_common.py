@@ -35,8 +35,13 @@ def op(schema: str, fake: Callable) -> Callable:
 
     def register(launcher: Callable) -> Callable:
         name = schema.split("(")[0]
+
+        def dispatched(*args):
+            # the dispatcher makes lists of them: a launcher sees the same from either side
+            return launcher(*(tuple(a) if isinstance(a, list) else a for a in args))
+
         LIBRARY.define(schema)
-        LIBRARY.impl(name, launcher, "CompositeExplicitAutograd")
+        LIBRARY.impl(name, dispatched, "CompositeExplicitAutograd")
         torch.library.register_fake(f"tritonconv::{name}", fake, lib=LIBRARY)
         registered = getattr(torch.ops.tritonconv, name).default
 
@@ -214,8 +219,8 @@ def pixel_blocks(pixels: int, channels: int, block: int = 1024) -> tuple[int, di
 
 
 def unit(channels: int) -> int:
-    """What units(C, UNIT) is to know: how many channels to load at once."""
-    return 1 if channels % 8 else 8
+    """The power of two, up to 16, that divides channels: as many may be loaded at once."""
+    return max(min(channels & -channels, 16), 1)
 
 
 @triton.jit

@@ -58,7 +58,7 @@ class Window(NamedTuple):
     def unrolls(self) -> bool:
         """Whether its taps are few enough to be unrolled, and every pixel close to its windows."""
         few = prod(self.size) <= MOST_UNROLLED and prod(self.span) <= MOST_UNROLLED
-        return few and self.dilation == (1, 1)
+        return few and max(self.dilation) == 1
 
     @property
     def span(self) -> Ints:

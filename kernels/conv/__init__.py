@@ -8,8 +8,10 @@ problem   one of them, with its shapes, as the families read it
 dispatch  the family that serves a problem      from those in the folders beside this file
 epilogue  what forward and dgrad do with their sums before they store them
 
-boxes     stride 1, on sm_90: shifted boxes by the tensor memory accelerator (tma)
-gemm      1x1 and stride 1, on sm_90: matrix products by the same
-general   any problem: implicit GEMM over gathered pixels
 depthwise one channel a group: strips of rows in registers, no matrix unit
+grouped   few channels a group: several groups a program, as blocks of one product
+stem      few input channels: a row of taps as one run of memory
+gemm      1x1 and stride 1, on sm_90: matrix products by the tensor memory accelerator (tma)
+boxes     stride 1, on sm_90: shifted boxes by the same
+general   any problem: implicit GEMM over gathered pixels
 """

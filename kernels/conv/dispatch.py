@@ -27,14 +27,34 @@ from .general.dgrad import DGRAD as GENERAL_DGRAD
 from .general.forward import FORWARD as GENERAL_FORWARD
 from .general.wgrad import WGRAD as GENERAL_WGRAD
 from .geometry import from_flat
+from .grouped.dgrad import DGRAD as GROUPED_DGRAD
+from .grouped.forward import FORWARD as GROUPED_FORWARD
+from .grouped.wgrad import WGRAD as GROUPED_WGRAD
 from .precision import input_precision
 from .problem import Problem, problem
+from .stem.forward import FORWARD as STEM_FORWARD
+from .stem.wgrad import WGRAD as STEM_WGRAD
 from .tuned import lookup
 
+# those that serve by default, where they can, first
 FAMILIES = {
-    "forward": (DEPTHWISE_FORWARD, GEMM_FORWARD, BOXES_FORWARD, GENERAL_FORWARD),
-    "dgrad": (DEPTHWISE_DGRAD, GEMM_DGRAD, BOXES_DGRAD, GENERAL_DGRAD),
-    "wgrad": (DEPTHWISE_WGRAD, GEMM_WGRAD, BOXES_WGRAD, GENERAL_WGRAD),
+    "forward": (
+        DEPTHWISE_FORWARD,
+        GROUPED_FORWARD,
+        STEM_FORWARD,
+        GEMM_FORWARD,
+        BOXES_FORWARD,
+        GENERAL_FORWARD,
+    ),
+    "dgrad": (DEPTHWISE_DGRAD, GROUPED_DGRAD, GEMM_DGRAD, BOXES_DGRAD, GENERAL_DGRAD),
+    "wgrad": (
+        DEPTHWISE_WGRAD,
+        GROUPED_WGRAD,
+        STEM_WGRAD,
+        GEMM_WGRAD,
+        BOXES_WGRAD,
+        GENERAL_WGRAD,
+    ),
 }
 NAMES = sorted({family.name for families in FAMILIES.values() for family in families})
 

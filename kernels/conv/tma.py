@@ -5,7 +5,7 @@ beyond the tensor.  The tensor's rows must be of whole 16 bytes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import triton
 from torch import Tensor
@@ -85,11 +85,21 @@ def transposed(w: Tensor) -> Tensor:
 
 
 def descriptor(
-    x: Tensor, shape: Sequence[int], box: Sequence[int], order: Sequence[int] = ()
-) -> TensorDescriptor:
-    """Boxes of x, whose memory is dense in `shape`, its dimensions in `order` if given."""
-    if x.data_ptr() % ALIGNMENT:
-        x = x.clone()
+    shape: Sequence[int], box: Sequence[int], order: Sequence[int] = ()
+) -> Callable[[Tensor], TensorDescriptor]:
+    """What describes boxes of tensors dense in `shape`, their dimensions in `order` if given."""
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     order = order or range(len(shape))
-    return TensorDescriptor(x, [shape[i] for i in order], [strides[i] for i in order], list(box))
+    sizes, strides = [shape[i] for i in order], [strides[i] for i in order]
+    checked = {}  # a descriptor's fields: checking them again would cost as much as all else
+
+    def describe(x: Tensor) -> TensorDescriptor:
+        if x.data_ptr() % ALIGNMENT:
+            x = x.clone()
+        if not checked:
+            checked.update(vars(TensorDescriptor(x, sizes, strides, list(box))), base=None)
+        made = object.__new__(TensorDescriptor)
+        made.__dict__.update(checked, base=x)
+        return made
+
+    return describe

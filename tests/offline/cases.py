@@ -22,6 +22,15 @@ DTYPES = {
 MATRIX_KERNELS = {"conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"}
 TMA_KERNELS = {"conv2d_gemm", "conv2d_gemm_wgrad", "conv2d_boxes", "conv2d_boxes_wgrad"}
 MATRIX_KERNELS |= TMA_KERNELS
+# Those that load through the first cache, which keeps what other taps read again.
+CACHED_KERNELS = {
+    "conv2d_grouped_fwd",
+    "conv2d_grouped_dgrad",
+    "conv2d_grouped_wgrad",
+    "conv2d_stem_fwd",
+    "conv2d_stem_wgrad",
+}
+MATRIX_KERNELS |= CACHED_KERNELS
 
 # Kernels that cannot read 16 bytes at a time, whatever the case.
 NARROW = {
@@ -170,6 +179,11 @@ FEW = narrow("with few channels, taps and channels are one index, read by elemen
 FEW_IN = narrow(FEW["conv2d_fwd"], "conv2d_fwd")
 FEW_OUT = narrow(FEW["conv2d_dgrad"], "conv2d_dgrad")
 ODD = narrow("channels are no multiple of 16: rows may start unaligned", *PASSES)
+GROUPED = narrow(
+    "a group's weights are narrower than a copy",
+    *("conv2d_grouped_fwd", "conv2d_grouped_dgrad", "conv2d_grouped_wgrad"),
+)
+STEM = narrow("a window's rows start at any element", "conv2d_stem_fwd", "conv2d_stem_wgrad")
 DEPTHWISE = narrow("a channel's weights lie together, so a tap's lie apart", "conv2d_depthwise")
 ODD_SUM = narrow("the weights are no multiple of 16 elements", "add_splits")
 SMALL_SUM = narrow("a vector fills a block with one element a thread", "add_splits")
@@ -185,6 +199,19 @@ def depthwise(name: str, dtype: str, k: int, c=64, stride=1, calling=lambda call
     call = calling(conv(c, c, k, groups=c, stride=stride, padding=k // 2))
     exempt = DEPTHWISE | (ODD_SUM if k * k * c % 16 else {})
     return Case(f"{name} depthwise {c}", dtype, call, exempt, family="depthwise")
+
+
+def grouped(c: int, dtype: str, groups=32, stride=1) -> Case:
+    call = conv(c * groups, c * groups, 3, groups=groups, stride=stride, padding=1)
+    name = f"3x3{'/2' if stride > 1 else ''} groups of {c}"
+    return Case(name, dtype, call, GROUPED, family="grouped")
+
+
+def stem(c: int, co: int, k: int, dtype: str, stride=1) -> Case:
+    call = conv(c, co, k, size=64, stride=stride, padding=k // 2, grads="w")
+    name = f"{k}x{k}{f'/{stride}' if stride > 1 else ''} {c}-{co} stem"
+    exempt = STEM | (ODD_SUM if k * k * c * co % 16 else {})
+    return Case(name, dtype, call, exempt, family="stem")
 
 
 max_pool2d, avg_pool2d = tritonconv.max_pool2d, tritonconv.avg_pool2d
@@ -267,7 +294,14 @@ FORMS = (
     Case("3x3 64-8", "fp16", conv(64, 8, 3, padding=1, grads="x"), FEW_OUT),
     Case("3x3 32-8", "fp16", conv(32, 8, 3, padding=1, grads="x"), FEW_OUT),
     Case("5x5 1-6", "fp16", conv(1, 6, 5, padding=2), FEW | ODD_SUM),
-    Case("3x3 32 groups of 4", "fp16", conv(128, 128, 3, padding=1, groups=32), FEW),
+    *(grouped(c, dtype) for c in (4, 8, 16, 32) for dtype in ("fp16", "fp32", "fp64")),
+    *(grouped(c, dtype) for c in (4, 32) for dtype in ("bf16", "tf32")),
+    grouped(8, "fp16", stride=2),
+    *(stem(3, 64, 7, dtype, stride=2) for dtype in ("fp16", "bf16", "tf32", "fp32", "fp64")),
+    stem(3, 32, 3, "fp16", stride=2),
+    stem(3, 64, 3, "fp16"),
+    stem(3, 96, 11, "fp16", stride=4),
+    stem(1, 6, 5, "fp16"),
     depthwise("5x5", "fp16", 5),
     depthwise("5x5/2", "fp16", 5, stride=2),
     depthwise("31x31", "fp16", 31),

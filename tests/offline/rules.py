@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from cases import MATRIX_KERNELS, NARROW, Case
+from cases import CACHED_KERNELS, MATRIX_KERNELS, NARROW, Case
 from launches import Launch
 from machine import MATRIX, Code, copies, inner_loop, overwritten, products
 
@@ -63,7 +63,17 @@ def judge(case: Case, capability: int, launch: Launch, code: Code) -> Row:
         " ".join(f"{n}x{width}{KINDS[name]}" for (name, width), n in sorted(loads.items())),
         _slots(loop, launch.warps, case.dtype, capability),
         min((width for _, width in loads), default=0),
-        tuple(faults(launch, code, case.dtype, capability, kernel in MATRIX_KERNELS, bool(exempt))),
+        tuple(
+            faults(
+                launch,
+                code,
+                case.dtype,
+                capability,
+                matrix=kernel in MATRIX_KERNELS,
+                narrow=bool(exempt),
+                cached=kernel in CACHED_KERNELS,
+            )
+        ),
     )
 
 
@@ -78,12 +88,18 @@ def _slots(loop: Code, warps: int, dtype: str, capability: int) -> str:
 
 
 def faults(
-    launch: Launch, code: Code, dtype: str, capability: int, matrix: bool, narrow: bool
+    launch: Launch,
+    code: Code,
+    dtype: str,
+    capability: int,
+    matrix: bool,
+    narrow: bool,
+    cached: bool = False,
 ) -> list[str]:
     """What is wrong with a kernel.
 
     matrix: it multiplies on the matrix unit where dtype can, and copies asynchronously; narrow: it
-    may copy less than 16 bytes at a time.
+    may copy less than 16 bytes at a time; cached: it loads through the first cache instead.
     """
     found = []
     loop = inner_loop(code)
@@ -104,7 +120,8 @@ def faults(
     ops = {i.op for i in code if i.name in MATRIX}
     if matrix and dtype in MATRIX_OP:
         name = "HGMMA" if capability >= 90 else "HMMA"
-        if not ops or not all(op.startswith(name) and op.endswith(MATRIX_OP[dtype]) for op in ops):
+        names = (name, "HMMA") if cached else (name,)  # small tiles may be of single warps
+        if not ops or not all(op.startswith(names) and op.endswith(MATRIX_OP[dtype]) for op in ops):
             found.append(f"multiplies by {sorted(ops)}, not by {name}...{MATRIX_OP[dtype]}")
     elif not all(dtype == "fp64" and op.startswith("DMMA") for op in ops):
         found.append(f"multiplies by {sorted(ops)}")
@@ -114,6 +131,6 @@ def faults(
         found.append("loads nothing in its loop")
     if not narrow and any(width < 16 for _, width in loads):
         found.append("copies less than 16 bytes at a time")
-    if matrix and any(name == "LDG" and width >= 4 for name, width in loads):
+    if matrix and not cached and any(name == "LDG" and width >= 4 for name, width in loads):
         found.append("does not copy asynchronously")  # which takes 4 bytes at least
     return found

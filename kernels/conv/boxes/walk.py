@@ -98,12 +98,14 @@ def _prepare(p: Problem, tile: Tile) -> Call:
     (N, K, H, W), (_, C, OH, OW) = source, result
     box = box_of(tile.m, (N, OH, OW), (DH * (KH - 1), DW * (KW - 1)))
 
+    of_x = tma.descriptor((N, H, W, K), (*box, tile.k))
+    if along_k:
+        of_w = tma.descriptor((C, taps * K), (tile.n, tile.k))
+    else:
+        of_w = tma.descriptor((K, taps * C), (tile.k, tile.n))
+
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-        x_desc = tma.descriptor(x, (N, H, W, K), (*box, tile.k))
-        if not along_k:
-            return x_desc, tma.descriptor(w, (K, taps * C), (tile.k, tile.n))
-        w = tma.transposed(w) if transposes else w
-        return x_desc, tma.descriptor(w, (C, taps * K), (tile.n, tile.k))
+        return of_x(x), of_w(tma.transposed(w) if transposes else w)
 
     boxes_n, boxes_h, boxes_w = map(triton.cdiv, (N, OH, OW), box)
     parts = boxes_n * boxes_h * boxes_w

@@ -97,11 +97,11 @@ def _prepare(p: Problem, tile: Tile) -> Call:
     splits, boxes_a_split = _split.shares(programs, boxes, boxes)
     order = (1, 2, 0, 3) if across else (0, 1, 2, 3)
 
-    def boxed(x: Tensor, shape: tuple[int, ...], channels: int) -> TensorDescriptor:
-        return tma.descriptor(x, shape, (1, 1, tile.k, channels), order)
+    of_dy = tma.descriptor((N, OH, OW, CO), (1, 1, tile.k, tile.m), order)
+    of_x = tma.descriptor((N, H, W, C), (1, 1, tile.k, tile.n), order)
 
     def operands(dy: Tensor, x: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-        return boxed(dy, (N, OH, OW, CO), tile.m), boxed(x, (N, H, W, C), tile.n)
+        return of_dy(dy), of_x(x)
 
     return Call(
         _conv2d_boxes_wgrad_kernel,

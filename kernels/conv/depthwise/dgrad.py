@@ -3,6 +3,7 @@ dy, a residue class of columns a program."""
 
 import triton
 
+from ..._common import unit
 from ..classes import steps
 from ..family import Call, Family
 from ..problem import Problem
@@ -31,7 +32,7 @@ def _prepare(p: Problem, strip: Strip) -> Call:
             "TRANSPOSED": True,
             **{"TAPS": taps, "SH": SH, "PH": PH, "DH": DH},
             **{"FROM": -(((taps - 1) * DH - PH) // SH), "TO": (strip.rows - 1 + PH) // SH + 1},
-            **{"ACC": p.acc, "INDEX": p.index},
+            **{"ACC": p.acc, "INDEX": p.index, "UNIT": unit(C)},
             **strip.constants,
         },
         parts=tiles_p * SW,

@@ -2,6 +2,7 @@
 
 import triton
 
+from ..._common import unit
 from ..family import Call, Family
 from ..problem import Problem
 from .strips import MOST_TAPS, Strip, declines, heights, serving
@@ -27,7 +28,7 @@ def _prepare(p: Problem, strip: Strip) -> Call:
             "TRANSPOSED": False,
             **{"TAPS": taps, "SH": SH, "PH": PH, "DH": DH},
             **{"FROM": -PH, "TO": (strip.rows - 1) * SH - PH + (taps - 1) * DH + 1},
-            **{"ACC": p.acc, "INDEX": p.index},
+            **{"ACC": p.acc, "INDEX": p.index, "UNIT": unit(C)},
             **strip.constants,
         },
         parts=tiles_p,

@@ -50,7 +50,7 @@ def declines(p: Problem) -> str | None:
 def heights(p: Problem) -> tuple[int, ...]:
     """Of strips that fit into registers, beside the window's taps."""
     if p.w[2] > 5:
-        return 7, 4
+        return (7, 4) if p.dtype.itemsize < 8 else (4,)
     # for sm_80, ptxas makes do with 168 registers for 7 rows of 3 taps, and spills
     return (8, 4) if p.capability is not None and p.capability[0] == 8 else (8, 7, 4)
 

@@ -15,7 +15,7 @@ it reaches.
 import triton
 import triton.language as tl
 
-from ..._common import unravel
+from ..._common import units, unravel
 from ...norm.stats import block_statistics, combine, store_statistics
 from ..classes import class_taps
 from ..epilogue import channel_terms, store_tile
@@ -39,9 +39,10 @@ def _conv2d_depthwise_kernel(
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, TRANSPOSED: tl.constexpr,
     TAPS: tl.constexpr, SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
     FROM: tl.constexpr, TO: tl.constexpr,  # source rows that TAPS taps bring to a strip at 0
-    ACC: tl.constexpr, INDEX: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, UNIT: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    C = units(C, UNIT)
     program = tl.program_id(0)
     tiles_c = tl.cdiv(C, BLOCK_C)
     c = program % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ... import _split
-from ..._common import unravel
+from ..._common import unit, units, unravel
 from ..family import Call, Family
 from ..problem import Problem
 from .strips import MOST_TAPS, SIZES, Strip, declines, serving
@@ -29,9 +29,10 @@ def _conv2d_depthwise_wgrad_kernel(
     dy_ptr, x_ptr, dw_ptr,  # dy [N, OH, OW, C], x [N, H, W, C], dw [splits, C, KH, KW]
     N, H, W, C, OH, OW, strips, tiles_a_split, KH, KW, SW, PW, DW,
     TAPS: tl.constexpr, SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
-    COLUMNS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    COLUMNS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, UNIT: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    C = units(C, UNIT)
     program = tl.program_id(0)
     tiles_c = tl.cdiv(C, BLOCK_C)
     c = program % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -112,7 +113,7 @@ def _prepare(p: Problem, strip: Strip) -> Call:
         (N, H, W, C, OH, OW, strips, tiles_a_split, KH, KW, SW, PW, DW),
         {
             **{"TAPS": taps, "SH": SH, "PH": PH, "DH": DH},
-            **{"COLUMNS": columns, "ACC": p.acc},
+            **{"COLUMNS": columns, "ACC": p.acc, "UNIT": unit(C)},
             "INDEX": p.index_of(splits * math.prod(p.w)),
             **strip.constants,
         },

@@ -68,12 +68,14 @@ def _prepare(p: Problem, tile: Tile) -> Call:
     transposes = tma.transposes(p)
     along_k = p.work == "forward" or transposes
 
+    of_x = tma.descriptor((pixels, K), (tile.m, tile.k))
+    if along_k:
+        of_w = tma.descriptor((C, K), (tile.n, tile.k))
+    else:
+        of_w = tma.descriptor((K, C), (tile.k, tile.n))
+
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-        x_desc = tma.descriptor(x, (pixels, K), (tile.m, tile.k))
-        if not along_k:
-            return x_desc, tma.descriptor(w, (K, C), (tile.k, tile.n))
-        w = tma.transposed(w) if transposes else w
-        return x_desc, tma.descriptor(w, (C, K), (tile.n, tile.k))
+        return of_x(x), of_w(tma.transposed(w) if transposes else w)
 
     parts = triton.cdiv(pixels, tile.m)
     return Call(

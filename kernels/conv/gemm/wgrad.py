@@ -63,11 +63,11 @@ def _prepare(p: Problem, tile: Tile) -> Call:
     blocks = triton.cdiv(pixels, tile.k)
     splits, blocks_a_split = _split.shares(programs, blocks, blocks)
 
+    of_dy = tma.descriptor((pixels, CO), (tile.k, tile.m))
+    of_x = tma.descriptor((pixels, C), (tile.k, tile.n))
+
     def operands(dy: Tensor, x: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-        return (
-            tma.descriptor(dy, (pixels, CO), (tile.k, tile.m)),
-            tma.descriptor(x, (pixels, C), (tile.k, tile.n)),
-        )
+        return of_dy(dy), of_x(x)
 
     return Call(
         _conv2d_gemm_wgrad_kernel,

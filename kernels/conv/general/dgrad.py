@@ -14,7 +14,7 @@ import math
 import triton
 import triton.language as tl
 
-from ..._common import unravel
+from ..._common import unit, unravel
 from ..classes import class_taps, steps
 from ..epilogue import finish
 from ..family import Call, Family
@@ -95,7 +95,7 @@ def _shape(p: Problem) -> tuple[int, int, int, int]:
 def _prepare(p: Problem, tile: tiles.Tile) -> Call:
     (N, _, H, W), (_, CG, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     COG, step = p.channels[1], steps(p)
-    unit_c, unit_co = tiles.unit(CG), tiles.unit(COG)
+    unit_c, unit_co = unit(CG), unit(COG)
     which = form(math.prod(map(triton.cdiv, (KH, KW), step)), COG)
     tiles_m = triton.cdiv(_shape(p)[0], tile.m)
     parts = tiles_m * math.prod(g.stride)

@@ -10,7 +10,7 @@ one group.
 import triton
 import triton.language as tl
 
-from ..._common import unravel
+from ..._common import unit, unravel
 from ..epilogue import finish
 from ..family import Call, Family
 from ..geometry import SIZES
@@ -68,7 +68,7 @@ def _shape(p: Problem) -> tuple[int, int, int, int]:
 def _prepare(p: Problem, tile: tiles.Tile) -> Call:
     (N, _, H, W), (_, CG, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     COG, pixels = p.channels[1], N * OH * OW
-    unit_c, unit_co = tiles.unit(CG), tiles.unit(COG)
+    unit_c, unit_co = unit(CG), unit(COG)
     tiles_m = triton.cdiv(pixels, tile.m)
     return Call(
         _conv2d_fwd_kernel,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import triton
 
+from ..._common import unit
 from ..._launch import INTERPRETED_BLOCK
 from ..problem import Problem
 
@@ -86,11 +87,6 @@ def serving(p: Problem, m: int, n: int, k: int, channels: int) -> tuple[Tile, ..
         tiles = HOPPER.get(size, tiles)
     guess = next((t for t in tiles if t.n <= n), tiles[-1])
     return guess, *(t for t in tiles if t != guess)
-
-
-def unit(channels: int) -> int:
-    """The power of two, up to 16, that divides channels: how wide a copy may be."""
-    return min(channels & -channels, 16)
 
 
 @functools.cache

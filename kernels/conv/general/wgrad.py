@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ... import _split
+from ..._common import unit
 from ..box import box_of
 from ..family import Call, Family
 from ..geometry import SIZES
@@ -134,7 +135,7 @@ def _shape(p: Problem) -> tuple[int, int, int, int]:
 def _prepare(p: Problem, tile: tiles.Tile) -> Call:
     (N, _, H, W), (_, CG, KH, KW), (_, _, OH, OW), g = p.x, p.w, p.y, p.geometry
     COG, flat = p.channels[1], CG < FEW_CHANNELS
-    unit_c, unit_co = tiles.unit(CG), tiles.unit(COG)
+    unit_c, unit_co = unit(CG), unit(COG)
     box = box_of(tile.k, (N, OH, OW))
     boxes_n, boxes_h, boxes_w = map(triton.cdiv, (N, OH, OW), box)
     tiles_n = triton.cdiv(KH * KW * CG, tile.n) if flat else KH * KW * triton.cdiv(CG, tile.n)

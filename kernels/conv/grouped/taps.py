@@ -1,0 +1,60 @@
+"""The reduction over window taps that forward and dgrad share.
+
+    acc[m, n] += sum_{i, j, k} x[pixel (h0[m] + i*DH, w0[m] + j*DW), k] * w[n, i, j, k]
+
+over the channels k and n of one bundle of groups: a tap's weights are a tile with the groups'
+blocks on its diagonal and zeros beside them, which make NaN of what is not finite in x: it reaches
+the other groups of its bundle.
+"""
+
+import triton
+import triton.language as tl
+
+MOST_TAPS = 32  # one bit each
+
+
+@triton.jit
+def bundle_channels(
+    group, GROUPS: tl.constexpr, BUNDLE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The channels, CHANNELS a group, of BUNDLE groups from `group` on, and which there are."""
+    channel = tl.arange(0, BLOCK)
+    if GROUPS % BUNDLE == 0:
+        inside = channel < BUNDLE * CHANNELS
+    else:
+        inside = channel < tl.minimum(GROUPS - group, BUNDLE) * CHANNELS
+    return channel, inside
+
+
+@triton.jit
+def accumulate_taps(
+    acc,  # [BLOCK_M, BLOCK_N]
+    x_ptr, h0, w0, row_inside, channel_inside, H, W, x_h, x_w,  # x_ptr [BLOCK_M, BLOCK_K]
+    w_ptr, w_inside, w_h, w_w,  # w_ptr [BLOCK_K, BLOCK_N]
+    TAPS_H, TAPS_W, DH, DW,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """x_ptr and w_ptr: where tap (0, 0) lies; x_h, x_w, w_h and w_w: elements from tap to tap."""
+    columns = tl.zeros_like(w0)
+    for j in range(TAPS_W):
+        w = w0 + j * DW
+        columns |= ((w >= 0) & (w < W)).to(tl.int32) << j
+    bits = tl.zeros_like(columns)
+    for i in range(TAPS_H):
+        h = h0 + i * DH
+        bits |= tl.where(row_inside & (h >= 0) & (h < H), columns, 0) << (i * TAPS_W)
+    # as wide as x_tile, so that its mask needs no exchange between threads in the loop
+    bits = tl.where(channel_inside[None, :], bits[:, None], 0)
+
+    trips = TAPS_H * TAPS_W
+    j, x_off, w_off = 0, x_h * 0, w_h * 0  # zeros of the index type
+    for tap in tl.range(0, trips, num_stages=STAGES):
+        x_tile = tl.load(x_ptr + x_off, mask=((bits >> tap) & 1) != 0, other=0.0)
+        w_tile = tl.load(w_ptr + w_off, mask=w_inside, other=0.0)
+        acc = tl.dot(x_tile, w_tile, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+        row_done = j == TAPS_W - 1
+        x_off += tl.where(row_done, x_h - (TAPS_W - 1) * x_w, x_w)
+        w_off += tl.where(row_done, w_h - (TAPS_W - 1) * w_w, w_w)
+        j = tl.where(row_done, 0, j + 1)
+    return acc
