@@ -44,12 +44,12 @@ def recalled(
         return None, None
     if not (_is_plain(x) and _is_plain(w) and (b is None or _is_plain(b))):
         return None, None
-    device = x.device
-    if device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(device.type):
+    if not (x.is_cuda or x.is_cpu) or torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu"):
         return None, None
-    of_b = None if b is None else (b.shape, b.dtype, b.device)
+    of_x = x.shape, x.stride(), x.dtype, x.device
     of_w = w.shape, w.stride(), w.dtype, w.device
-    key = name, x.shape, x.stride(), x.dtype, device, of_w, of_b, options, *map(type, options)
+    of_b = None if b is None else (b.shape, b.dtype, b.device)
+    key = name, of_x, of_w, of_b, options, *map(type, options)
     try:
         return key, _remembered.get(key)
     except TypeError:  # an option is a list

@@ -36,18 +36,20 @@ def recording(record: Callable) -> Iterator[None]:
         _record = before
 
 
-def launch(
-    kernel, programs: int, *args, out: Tensor | tuple[Tensor, ...], choice: Any = None, **meta
-) -> None:
-    """Runs `programs` programs of kernel; out names the tensors in args that it writes.
+def launch(kernel, programs: int, *args, out: Tensor | tuple[Tensor, ...], **meta) -> None:
+    """Runs `programs` programs of kernel; out names the tensors in args that it writes."""
+    start(kernel, programs, args, out if isinstance(out, tuple) else (out,), meta)
 
-    choice: why it is this kernel, for who records it.
-    """
+
+def start(
+    kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict, choice: Any = None
+) -> None:
+    """As launch; choice: why it is this kernel, for who records it."""
     if programs > 0:
         if _record is not None:
             _record(kernel, programs, meta, choice)
         else:
-            _run(kernel, programs, args, out if isinstance(out, tuple) else (out,), meta)
+            _run(kernel, programs, args, outs, meta)
 
 
 def _run_on_gpu(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict) -> None:

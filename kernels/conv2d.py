@@ -11,7 +11,7 @@ in conv/: convolution, dgrad and wgrad are each other's derivatives.
 import torch
 from torch import Tensor
 
-from ._common import Size, apply, as_given, public
+from ._common import Size, apply, as_given, images, public
 from ._conv import (
     Operands,
     check_channels,
@@ -140,6 +140,8 @@ def convolution(name, dims, input, weight, bias, stride, padding, dilation, grou
             return as_given(_nothing(x, w, b, g.of_images()), dims, input)
         how = formats(x, w), g.of_images()
         remember(key, how)
+    elif dims == 2:
+        x, w, b = images(input, 2), weight, bias
     else:
         x, w, b = Operands(input, weight, bias).as_images(dims)
     return as_given(apply(name, Conv2dFunction, x, w, b, *how), dims, input)

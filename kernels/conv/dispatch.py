@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _split
 from .._common import empty_in, empty_nhwc, leave, nhwc
-from .._launch import launch
+from .._launch import start
 from ..norm.stats import combined, partial_statistics
 from .boxes.walk import DGRAD as BOXES_DGRAD
 from .boxes.walk import FORWARD as BOXES_FORWARD
@@ -168,11 +168,9 @@ def convolve(
     p, call = choice.problem, choice.call
     result = empty_nhwc(p.y if work == "forward" else p.x, source)
     partial = partial_statistics(call.parts, result.shape[1], result) if with_stats else None
-    launch(
-        call.kernel, call.programs,
-        *call.operands(nhwc(source), nhwc(w)), result, *call.sizes, *end.arguments(partial),
-        out=(result, partial) if with_stats else result, choice=choice, **call.constants,
-    )  # fmt: skip
+    args = *call.operands(nhwc(source), nhwc(w)), result, *call.sizes, *end.arguments(partial)
+    outs = (result, partial) if with_stats else (result,)
+    start(call.kernel, call.programs, args, outs, call.constants, choice)
     return leave(result, memory_format), combined(partial) if with_stats else None
 
 
@@ -199,9 +197,7 @@ def reduce(
     )  # fmt: skip
     call = choice.call
     partial = _split.split_buffer(call.parts, (CO, KH, KW, CG), x)
-    launch(
-        call.kernel, call.programs, *call.operands(nhwc(dy), nhwc(x)), partial, *call.sizes,
-        out=partial, choice=choice, **call.constants,
-    )  # fmt: skip
+    args = *call.operands(nhwc(dy), nhwc(x)), partial, *call.sizes
+    start(call.kernel, call.programs, args, (partial,), call.constants, choice)
     dw = _split.add_splits(partial, (CO, KH, KW, CG), x.dtype)
     return leave(dw.permute(0, 3, 1, 2), memory_format)

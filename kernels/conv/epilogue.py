@@ -93,6 +93,9 @@ class Epilogue(NamedTuple):
 
     def arguments(self, partial: Tensor | None) -> tuple:
         bias, mean, var, scale, shift, residual, gate, eps, activation = self
+        if mean is None and residual is None:
+            bias = None if bias is None else bias.contiguous()
+            return bias, None, None, None, None, None, None, partial, eps, activation
         residual = None if residual is None else nhwc(residual)
         gate = None if gate is None else nhwc(gate)
         vectors = [None if t is None else t.contiguous() for t in (bias, mean, var, scale, shift)]

@@ -34,10 +34,14 @@ MATRIX_KERNELS |= CACHED_KERNELS
 
 # Kernels that cannot read 16 bytes at a time, whatever the case.
 NARROW = {
-    "max_pool2d_scatter": "the taps are bytes, and each element asks for itself whether it won",
+    "max_pool2d_scatter": "the taps are bytes",
     "max_pool2d_gather": "each element reads where its own maximum lies",
-    "adaptive_max_pool2d_scatter": "each element asks for itself whether it won",
     "corr2d": "a matrix's rows have any length",
+    "conv2d_depthwise": "a channel's weights lie together, so a tap's lie apart",
+    "conv2d_grouped_fwd": "a group's weights are narrower than a copy",
+    "conv2d_grouped_dgrad": "a group's weights are narrower than a copy",
+    "conv2d_stem_fwd": "a window's rows start at any element",
+    "conv2d_stem_wgrad": "a window's rows start at any element",
 }
 
 
@@ -127,7 +131,7 @@ def epilogues(c: int, co: int, k: int) -> dict[str, Callable[[str], None]]:
 def epilogue_narrow(c: int, dtype: str, name: str) -> dict[str, str]:
     """Which kernels of epilogues' cases copy less than 16 bytes at a time."""
     kernel = "conv2d_dgrad" if name == "added" else "conv2d_fwd"
-    if c % 16:
+    if c % 8 and dtype == "fp16":
         return narrow(
             ODD[kernel], kernel, *(["batch_norm_combine"] if name == "statistics" else [])
         )
@@ -179,15 +183,9 @@ FEW = narrow("with few channels, taps and channels are one index, read by elemen
 FEW_IN = narrow(FEW["conv2d_fwd"], "conv2d_fwd")
 FEW_OUT = narrow(FEW["conv2d_dgrad"], "conv2d_dgrad")
 ODD = narrow("channels are no multiple of 16: rows may start unaligned", *PASSES)
-GROUPED = narrow(
-    "a group's weights are narrower than a copy",
-    *("conv2d_grouped_fwd", "conv2d_grouped_dgrad", "conv2d_grouped_wgrad"),
-)
-STEM = narrow("a window's rows start at any element", "conv2d_stem_fwd", "conv2d_stem_wgrad")
-DEPTHWISE = narrow("a channel's weights lie together, so a tap's lie apart", "conv2d_depthwise")
+BYTES = narrow("the taps are bytes", "max_pool2d_scatter_any")
 ODD_SUM = narrow("the weights are no multiple of 16 elements", "add_splits")
-SMALL_SUM = narrow("a vector fills a block with one element a thread", "add_splits")
-ODD_BLOCK = ODD | SMALL_SUM | narrow(ODD["conv2d_fwd"], *NORM)
+ODD_BLOCK = ODD | ODD_SUM | narrow(ODD["conv2d_fwd"], *NORM)
 TF32 = narrow(
     "wgmma reads tf32 along the reduction only; what lies across it is copied by element",
     "conv2d_dgrad sm_90",
@@ -197,21 +195,21 @@ TF32 = narrow(
 
 def depthwise(name: str, dtype: str, k: int, c=64, stride=1, calling=lambda call: call) -> Case:
     call = calling(conv(c, c, k, groups=c, stride=stride, padding=k // 2))
-    exempt = DEPTHWISE | (ODD_SUM if k * k * c % 16 else {})
+    exempt = narrow(ODD["conv2d_wgrad"], "conv2d_depthwise_wgrad") if c % 8 else {}
+    exempt |= ODD_SUM if k * k * c % 16 else {}
     return Case(f"{name} depthwise {c}", dtype, call, exempt, family="depthwise")
 
 
 def grouped(c: int, dtype: str, groups=32, stride=1) -> Case:
     call = conv(c * groups, c * groups, 3, groups=groups, stride=stride, padding=1)
     name = f"3x3{'/2' if stride > 1 else ''} groups of {c}"
-    return Case(name, dtype, call, GROUPED, family="grouped")
+    return Case(name, dtype, call, family="grouped")
 
 
 def stem(c: int, co: int, k: int, dtype: str, stride=1) -> Case:
     call = conv(c, co, k, size=64, stride=stride, padding=k // 2, grads="w")
     name = f"{k}x{k}{f'/{stride}' if stride > 1 else ''} {c}-{co} stem"
-    exempt = STEM | (ODD_SUM if k * k * c * co % 16 else {})
-    return Case(name, dtype, call, exempt, family="stem")
+    return Case(name, dtype, call, ODD_SUM if k * k * c * co % 16 else {}, family="stem")
 
 
 max_pool2d, avg_pool2d = tritonconv.max_pool2d, tritonconv.avg_pool2d
@@ -220,15 +218,15 @@ adaptive_max_pool2d = tritonconv.adaptive_max_pool2d
 
 # By dtype, channels that between them take every tile.
 EVERY_TILE = {
-    "fp16": (128, 64, 32, 16, 130, 36, 20, 67, 35, 19),
-    "tf32": (64, 32, 16, 36, 20),
-    "fp32": (64, 32, 16, 20),
-    "fp64": (32, 16, 20),
+    "fp16": (128, 64, 32, 16, 130, 19),
+    "tf32": (64, 32, 16),
+    "fp32": (64, 32, 16),
+    "fp64": (32, 16),
 }
 
 # Each tile in each pass, each kernel: for every device.
 TILES = (
-    Case("3x3 128", "fp16", conv(128, 128, 3, padding=1, bias=True), SMALL_SUM),
+    Case("3x3 128", "fp16", conv(128, 128, 3, padding=1, bias=True)),
     Case("3x3 64", "fp16", conv(64, 64, 3, padding=1)),
     Case("3x3 32", "fp16", conv(32, 32, 3, padding=1)),
     Case("3x3 16", "fp16", conv(16, 16, 3, padding=1)),
@@ -239,26 +237,29 @@ TILES = (
     Case("3x3 35", "fp16", conv(35, 35, 3, padding=1), ODD | ODD_SUM),
     Case("3x3 19", "fp16", conv(19, 19, 3, padding=1), ODD | ODD_SUM),
     Case("3x3 128", "bf16", conv(128, 128, 3, padding=1)),
-    Case("3x3 64", "tf32", conv(64, 64, 3, padding=1, bias=True), TF32 | SMALL_SUM),
+    Case("3x3 64", "tf32", conv(64, 64, 3, padding=1, bias=True), TF32),
     Case("3x3 32", "tf32", conv(32, 32, 3, padding=1), TF32),
     Case("3x3 16", "tf32", conv(16, 16, 3, padding=1), TF32),
-    Case("3x3 36", "tf32", conv(36, 36, 3, padding=1), ODD),
-    Case("3x3 20", "tf32", conv(20, 20, 3, padding=1), ODD),
+    Case("3x3 36", "tf32", conv(36, 36, 3, padding=1), TF32),
+    Case("3x3 20", "tf32", conv(20, 20, 3, padding=1), TF32),
     Case("3x3 64", "fp32", conv(64, 64, 3, padding=1)),
     Case("3x3 32", "fp32", conv(32, 32, 3, padding=1)),
     Case("3x3 16", "fp32", conv(16, 16, 3, padding=1)),
-    Case("3x3 20", "fp32", conv(20, 20, 3, padding=1), ODD),
-    Case("3x3 32", "fp64", conv(32, 32, 3, padding=1, bias=True), SMALL_SUM),
+    Case("3x3 20", "fp32", conv(20, 20, 3, padding=1)),
+    Case("3x3 32", "fp64", conv(32, 32, 3, padding=1, bias=True)),
     Case("3x3 16", "fp64", conv(16, 16, 3, padding=1)),
-    Case("3x3 20", "fp64", conv(20, 20, 3, padding=1), ODD),
+    Case("3x3 20", "fp64", conv(20, 20, 3, padding=1)),
     depthwise("3x3", "fp16", 3),
-    depthwise("3x3/2", "fp16", 3, stride=2),
     depthwise("7x7", "fp16", 7),
+    grouped(4, "fp16"),
+    stem(3, 64, 7, "fp16", stride=2),
+    Case("max 5x5", "fp16", pool(max_pool2d, 5, 1, 2), BYTES),
+    Case("avg 5x5", "fp16", pool(avg_pool2d, 5, 1, 2)),
     Case("max 3x3/2", "fp16", pool(max_pool2d, 3, 2, 1)),
     Case("avg 3x3/2", "fp16", pool(avg_pool2d, 3, 2, 1)),
     Case("adaptive avg 6x6", "fp16", pool(adaptive_avg_pool2d, 6)),
     Case("adaptive max 6x6", "fp16", pool(adaptive_max_pool2d, 6)),
-    Case("batch norm 64", "fp16", batch_norm, SMALL_SUM),
+    Case("batch norm 64", "fp16", batch_norm),
     Case("corr2d 3x3", "fp16", corr2d),
 )
 
@@ -284,33 +285,33 @@ FORMS = (
         "transposed 4x4/2 128",
         "fp16",
         conv_transpose(128, 128, 4, stride=2, padding=1),
-        SMALL_SUM,
     ),
     # few channels
     Case("7x7/2 3-64", "fp16", conv(3, 64, 7, size=64, stride=2, padding=3), FEW),
     Case("3x3 3-128", "fp16", conv(3, 128, 3, padding=1, grads=""), FEW_IN),
-    Case("3x3 8-32", "fp16", conv(8, 32, 3, padding=1), FEW),
+    Case("3x3 8-32", "fp16", conv(8, 32, 3, padding=1)),
     Case("3x3 128-3", "fp16", conv(128, 3, 3, padding=1, grads="x"), FEW_OUT),
-    Case("3x3 64-8", "fp16", conv(64, 8, 3, padding=1, grads="x"), FEW_OUT),
-    Case("3x3 32-8", "fp16", conv(32, 8, 3, padding=1, grads="x"), FEW_OUT),
+    Case("3x3 64-8", "fp16", conv(64, 8, 3, padding=1, grads="x")),
+    Case("3x3 32-8", "fp16", conv(32, 8, 3, padding=1, grads="x")),
     Case("5x5 1-6", "fp16", conv(1, 6, 5, padding=2), FEW | ODD_SUM),
-    *(grouped(c, dtype) for c in (4, 8, 16, 32) for dtype in ("fp16", "fp32", "fp64")),
-    *(grouped(c, dtype) for c in (4, 32) for dtype in ("bf16", "tf32")),
     grouped(8, "fp16", stride=2),
-    *(stem(3, 64, 7, dtype, stride=2) for dtype in ("fp16", "bf16", "tf32", "fp32", "fp64")),
-    stem(3, 32, 3, "fp16", stride=2),
-    stem(3, 64, 3, "fp16"),
+    grouped(16, "bf16"),
+    grouped(32, "fp16"),
+    grouped(32, "tf32"),
+    grouped(8, "fp32"),
+    grouped(4, "fp64"),
+    *(stem(3, 64, 7, dtype, stride=2) for dtype in ("tf32", "fp32", "fp64")),
+    stem(3, 32, 3, "bf16", stride=2),
     stem(3, 96, 11, "fp16", stride=4),
     stem(1, 6, 5, "fp16"),
-    depthwise("5x5", "fp16", 5),
-    depthwise("5x5/2", "fp16", 5, stride=2),
+    depthwise("3x3/2", "fp16", 3, stride=2),
+    depthwise("5x5", "bf16", 5),
     depthwise("31x31", "fp16", 31),
-    depthwise("7x7/2", "fp16", 7, stride=2),
-    *(depthwise("3x3", dtype, 3) for dtype in ("bf16", "fp32", "fp64")),
-    *(depthwise("7x7", dtype, 7) for dtype in ("fp32", "fp64")),
+    depthwise("7x7/2", "fp32", 7, stride=2),
+    *(depthwise(f"{k}x{k}", "fp64", k) for k in (3, 7)),
     depthwise("3x3", "fp16", 3, c=36),
     # 64-bit offsets
-    Case("3x3 128 wide", "fp16", wide(conv(128, 128, 3, padding=1, bias=True)), SMALL_SUM),
+    Case("3x3 128 wide", "fp16", wide(conv(128, 128, 3, padding=1, bias=True))),
     depthwise("3x3 wide", "fp16", 3, calling=wide),
     Case("7x7 128 wide", "fp16", wide(conv(128, 128, 7, padding=3))),
     Case("7x7/2 3-64 wide", "fp16", wide(conv(3, 64, 7, size=64, stride=2, padding=3)), FEW),
@@ -333,8 +334,8 @@ FORMS = (
     Case("adaptive max 6x6", "fp32", pool(adaptive_max_pool2d, 6)),
     Case("adaptive max 6x6 wide", "fp16", wide(pool(adaptive_max_pool2d, 6))),
     Case("avg 3x3/2 wide", "fp16", wide(pool(avg_pool2d, 3, 2, 1))),
-    *(Case("batch norm 64", dtype, batch_norm, SMALL_SUM) for dtype in ("bf16", "fp32", "fp64")),
-    Case("batch norm 64 wide", "fp16", wide(batch_norm), SMALL_SUM),
+    *(Case("batch norm 64", dtype, batch_norm) for dtype in ("bf16", "fp32", "fp64")),
+    Case("batch norm 64 wide", "fp16", wide(batch_norm)),
     *(Case("corr2d 3x3", dtype, corr2d) for dtype in ("fp32", "fp64")),
     # fused: every tile with each epilogue, and what surrounds them
     *(
@@ -354,11 +355,11 @@ FORMS = (
         for name, call in epilogues(64, 256, 1).items()
     ),
     *(
-        Case("3x3 64 block", dtype, block(64), SMALL_SUM, "batch norm 64")
+        Case("3x3 64 block", dtype, block(64), plain="batch norm 64")
         for dtype in ("fp16", "bf16", "fp32", "fp64")
     ),
     Case("3x3 36 block", "fp16", block(36), ODD_BLOCK),
-    Case("3x3 64 block wide", "fp16", wide(block(64)), SMALL_SUM),
+    Case("3x3 64 block wide", "fp16", wide(block(64))),
     Case("transposed and shortcut", "fp16", transposed_and_shortcut),
 )
 # By the tensor memory accelerator: for sm_90.
@@ -371,13 +372,13 @@ TMA = (
             Case("3x3 256 boxes", dtype, conv(256, 256, 3, padding=1), family="boxes"),
         )
     ),
-    Case("1x1 72-264 gemm", "fp16", conv(72, 264, 1), ODD_SUM, family="gemm"),
+    Case("1x1 72-264 gemm", "fp16", conv(72, 264, 1), family="gemm"),
     Case("5x5 72-264 boxes", "fp16", conv(72, 264, 5, padding=2), family="boxes"),
     Case("1x1 256-512 gemm wide", "fp16", wide(conv(256, 512, 1)), family="gemm"),
     Case("3x3 256 boxes wide", "fp16", wide(conv(256, 256, 3, padding=1)), family="boxes"),
     *(
         Case(f"{plain} {name}", dtype, call, plain=plain, family=family)
-        for dtype in ("fp16", "bf16", "tf32")
+        for dtype in ("fp16", "tf32")
         for plain, family, shape in (
             ("1x1 256-512 gemm", "gemm", (256, 512, 1)),
             ("3x3 256 boxes", "boxes", (256, 256, 3)),
