@@ -54,6 +54,7 @@ def _report(args: argparse.Namespace) -> int:
         print(*report.write(results, path.parent, path.stem), sep="\n")
     if args.readme:
         summaries = [report.summary(results) for results in files.values()]
+        summaries.append(report.goal_table(list(files.values())))
         args.readme.write_text(report.insert(args.readme.read_text(), summaries))
     return 0
 

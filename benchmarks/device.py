@@ -57,6 +57,11 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
+def graphed_callables(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+    """model, whose forward and backward are replays of CUDA graphs for inputs like x."""
+    return torch.cuda.make_graphed_callables(model, (x,))
+
+
 def peak_bytes(call: Callable[[], object]) -> int:
     """The most that call holds at a time, result and workspaces, its inputs not counted."""
     before = torch.cuda.memory_allocated()

@@ -22,6 +22,7 @@ from tritonconv.nets.recipes import RECIPES
 from tritonconv.nets.registry import NETWORKS
 from tritonconv.nets.train import AUXILIARY_WEIGHT
 
+from . import device
 from .cases import DTYPES, FUSED_SIDES, HALF, read
 from .sides import Call
 
@@ -36,11 +37,13 @@ class Pass(NamedTuple):
     graphed: bool
     dtypes: tuple[str, ...]
     sides: tuple[str, ...]
+    callables: bool = False  # the model's forward and backward as graphs, the rest of a step not
 
 
 PASSES = {
     "training": Pass(True, False, ("bf16",), FUSED_SIDES),
     "training_graph": Pass(True, True, ("bf16",), ("ours", "eager")),
+    "training_callables": Pass(True, False, ("bf16",), ("ours", "eager"), callables=True),
     "inference": Pass(False, False, HALF, ("ours", "eager", "unfused")),
     "inference_graph": Pass(False, True, HALF, FUSED_SIDES),
 }
@@ -146,10 +149,10 @@ def network_rows() -> tuple[NetworkRow, ...]:
     )
 
 
-def inputs(row: NetworkRow, device: str) -> Inputs:
+def inputs(row: NetworkRow, where: str) -> Inputs:
     """The same in every run."""
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(where):
         model = row.make()
         images = torch.randn(row.x_shape).contiguous(memory_format=torch.channels_last)
         labels = torch.randint(row.classes, (row.batch,))
@@ -212,9 +215,17 @@ def _call(row: NetworkRow, model: nn.Module, given: Inputs) -> Call:
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, LEARNING_RATE, MOMENTUM, fused=True)
 
+    # what casts a weight once for all its uses would tie one graph to the other
+    cast = functools.partial(
+        torch.autocast, images.device.type, dtype, mixed, cache_enabled=not row.how.callables
+    )
+    if row.how.callables:
+        with cast():
+            model = device.graphed_callables(model, images)
+
     def step() -> tuple[Tensor, ...]:
-        optimizer.zero_grad()
-        with torch.autocast(images.device.type, dtype, enabled=mixed):
+        optimizer.zero_grad(set_to_none=not row.how.callables)
+        with cast():
             total = loss(model(images), labels)
         total.backward()
         optimizer.step()

@@ -45,7 +45,7 @@ def report(results: dict) -> str:
         "## Goals",
         "Layers are how many of those that a goal is set for are measured here, reached is the "
         "worst of them; so far: where others are left to measure.",
-        table(GOAL_HEADS, _goal_lines(results)),
+        goal_table([results]),
         "## Networks",
         "Times are in milliseconds.  A training step is the forward, the loss, the backward and "
         "SGD with momentum, under autocast.  In inference ours has its batch norms folded.  A "
@@ -141,6 +141,12 @@ def _layers() -> Counter[tuple[str, str]]:
     return Counter(
         kind for _, kind in {(entry["tag"], _kind(entry)) for entry in entries if _decides(entry)}
     )
+
+
+def goal_table(files: Sequence[dict]) -> str:
+    """Every goal beside what the files' rows reach of it; they are of one device."""
+    rows = [row for results in files for row in results["rows"]]
+    return table(GOAL_HEADS, _goal_lines({"machine": files[0]["machine"], "rows": rows}))
 
 
 GOAL_HEADS = ("family", "pass", "against", "goal", "reached", "layers", "met")

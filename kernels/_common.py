@@ -56,7 +56,9 @@ def op(schema: str, fake: Callable) -> Callable:
 
 def _unobserved(args: tuple) -> bool:
     """Whether nobody traces, records or replaces ops: no compiler, mode, profiler or subclass."""
-    if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or _profiler_enabled():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if _len_torch_dispatch_stack() or _profiler_enabled():
         return False
     tensors = [a for a in args if isinstance(a, Tensor)]
     return not [t for t in tensors if type(t) not in PLAIN or t.is_meta]

@@ -463,3 +463,13 @@ def test_a_call_is_checked_whatever_was_called_before(device):
         assert tritonconv.conv2d(x, w, b, padding=1).dtype == torch.bfloat16
     assert tritonconv.conv2d(x, w, b, padding=1).dtype == torch.float32
     torch.testing.assert_close(tritonconv.conv2d(x, w, b, padding=[1, 1]), y)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_holds_the_op(device):
+    block = tritonconv.ConvBNReLU(3, 4, 3).to(device).eval()
+    x, other = torch.randn(2, 1, 3, 5, 5, device=device)
+    with torch.no_grad():
+        traced = torch.jit.trace(block, x, check_trace=False)
+        torch.testing.assert_close(traced(other), block(other))
+    assert "tritonconv::conv2d_fused" in str(traced.graph)
