@@ -42,8 +42,9 @@ def recalled(
     """All that a convolution's checks depend on, if it is to be remembered, and what they found."""
     if torch.compiler.is_compiling():
         return None, None
-    if not (_is_plain(x) and _is_plain(w) and (b is None or _is_plain(b))):
-        return None, None
+    for t in (x, w) if b is None else (x, w, b):
+        if type(t) not in PLAIN or t.layout is not torch.strided:
+            return None, None  # sparse, or with symbolic shapes
     if not (x.is_cuda or x.is_cpu) or torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu"):
         return None, None
     of_x = x.shape, x.stride(), x.dtype, x.device
@@ -54,11 +55,6 @@ def recalled(
         return key, _remembered.get(key)
     except TypeError:  # an option is a list
         return None, None
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Dense, and of no type that may have symbolic shapes."""
-    return type(x) in PLAIN and x.layout is torch.strided
 
 
 def remember(key: tuple | None, found: Found) -> None:

@@ -33,19 +33,18 @@ class Conv2dFunction(torch.autograd.Function):
     def forward(ctx, x, w, bias, formats, geometry):
         needs_dx, needs_dw = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if needs_dw else None, w if needs_dx else None)
-        ctx.shapes = x.shape, w.shape
-        ctx.how = formats, geometry
+        ctx.of_call = x.shape, w.shape, (formats, geometry)
         return conv2d_forward(x, w, bias, formats.y, geometry.flat)
 
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
-        x_shape, w_shape = ctx.shapes
+        x_shape, w_shape, how = ctx.of_call
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = Conv2dDgradFunction.apply(dy, w, None, x_shape, *ctx.how)
+            dx = Conv2dDgradFunction.apply(dy, w, None, x_shape, *how)
         if ctx.needs_input_grad[1]:
-            dw = Conv2dWgradFunction.apply(dy, x, w_shape, *ctx.how)
+            dw = Conv2dWgradFunction.apply(dy, x, w_shape, *how)
         if ctx.needs_input_grad[2]:
             db = Conv2dDbiasFunction.apply(dy)
         return dx, dw, db, None, None
