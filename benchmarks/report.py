@@ -82,7 +82,7 @@ def summary(results: dict) -> str:
                 figures = f"{worst:.2f}", f"{median:.2f}", *_goal(family, direction, side, worst)
                 lines.append((family, direction, name, len(ratios), *figures))
     heads = ("family", "pass", "against", "layers", "worst", "median", "goal", "met")
-    return f"{caption}\n\n{table(heads, lines)}"
+    return f"{caption}\n\n{table(heads, lines) if lines else 'No device time was measured there.'}"
 
 
 def headline(rows: Iterable[dict]) -> list[dict]:
