@@ -1,9 +1,12 @@
 """The suite runs on the device the kernels run on, from memory that is never accidentally zero."""
 
 import os
+import tempfile
 
 # cuBLAS repeats bit for bit only with a workspace of its own, and torch warns where it has none
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# what was tuned on this machine decides nothing here
+os.environ["TRITONCONV_CACHE"] = tempfile.mkdtemp()
 
 import pytest
 import torch

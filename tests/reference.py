@@ -9,6 +9,7 @@ import tritonconv
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from tritonconv.conv.dispatch import force_family
 from tritonconv.conv.general import tiles
 
 # (element size in bytes, tile) of the tables
@@ -58,6 +59,25 @@ class Case(NamedTuple):
         pixels = math.prod(x) // max(x[-len(w[0]) + 1], 1) if w else 16
         taps = math.prod(w[0]) // max(min(w[0][:2]), 1) if w else 16
         return max(pixels, taps)
+
+
+def conv2d_case(x_shape, w_shape, bias=True, **options) -> Case:
+    """With the groups that the shapes tell."""
+    groups = x_shape[1] // w_shape[1]
+    shapes = (x_shape, w_shape, w_shape[:1])[: 2 + bias]
+    return Case("conv2d", shapes, ({"groups": groups} if groups > 1 else {}) | options)
+
+
+def assert_family_exact(
+    case: Case, family: str, device: str, dtype=torch.float64, config=None
+) -> None:
+    """Output and every gradient, of small integers."""
+    given = case.tensors(device, dtype, integers)
+    with force_family(family, config):
+        y = case.ours(*given)
+        dy = integers(*y.shape, most=1).to(y)
+        actual = forward_backward(case.ours, *given, dy=dy)
+    assert_equal(actual, [t.to(dtype) for t in case.expected(given, dy)])
 
 
 def forward_backward(

@@ -2,10 +2,10 @@ import pytest
 import torch
 import tritonconv
 from reference import (
-    Case,
     Dispatched,
     assert_close,
     assert_equal,
+    conv2d_case,
     forward_backward,
     integers,
 )
@@ -18,10 +18,6 @@ from tritonconv.conv.precision import input_precision
 pytestmark = pytest.mark.filterwarnings(  # torch's
     "ignore:Using padding='same' with even kernel:UserWarning"
 )
-
-
-def conv2d_case(x_shape, w_shape, **options) -> Case:
-    return Case("conv2d", (x_shape, w_shape, w_shape[:1]), options)
 
 
 # name and reason: input shape, weight shape, options

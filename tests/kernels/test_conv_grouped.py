@@ -2,17 +2,11 @@
 
 import pytest
 import torch
-from reference import DTYPE_OF_SIZE, Case, assert_equal, forward_backward, integers
+from reference import DTYPE_OF_SIZE, assert_family_exact, conv2d_case, forward_backward
 from torch.nn import functional as F
 from tritonconv import _common, _split, conv_bn_relu
 from tritonconv.conv.dispatch import force_family
 from tritonconv.conv.grouped.bundles import BUNDLES, WGRAD_BUNDLES
-
-
-def conv2d_case(x_shape, w_shape, **options) -> Case:
-    groups = x_shape[1] // w_shape[1]
-    return Case("conv2d", (x_shape, w_shape, w_shape[:1]), {"groups": groups, **options})
-
 
 CASES = {
     "4 a group": conv2d_case((2, 32, 9, 7), (32, 4, 3, 3), padding=1),
@@ -44,23 +38,14 @@ EVERY_BUNDLE = sorted(
 )
 
 
-def assert_exact(case: Case, device: str, dtype=torch.float64, bundle=None) -> None:
-    given = case.tensors(device, dtype, integers)
-    with force_family("grouped", bundle):
-        y = case.ours(*given)
-        dy = integers(*y.shape, most=1).to(y)
-        actual = forward_backward(case.ours, *given, dy=dy)
-    assert_equal(actual, [t.to(dtype) for t in case.expected(given, dy)])
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_grouped_of_integers_is_exact(name, device):
-    assert_exact(CASES[name], device)
+    assert_family_exact(CASES[name], "grouped", device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_grouped_of_integers_is_exact_in_every_dtype(dtype, device):
-    assert_exact(CASES["8 a group, stride 2"], device, dtype)
+    assert_family_exact(CASES["8 a group, stride 2"], "grouped", device, dtype)
 
 
 @pytest.mark.parametrize(("size", "bundle"), EVERY_BUNDLE, ids=str)
@@ -68,13 +53,13 @@ def test_grouped_is_exact_with_every_bundle(size, bundle, device, monkeypatch):
     """Several programs of pixels, of bundles, of rows of the window and of the reduction."""
     monkeypatch.setattr(_split, "splits", lambda programs, steps, wanted: min(steps, 3))
     case = conv2d_case((2, 24, 7, 11), (24, 8, 3, 3), padding=1, stride=(1, 2))
-    assert_exact(case, device, DTYPE_OF_SIZE[size], bundle)
+    assert_family_exact(case, "grouped", device, DTYPE_OF_SIZE[size], bundle)
 
 
 def test_grouped_with_64_bit_offsets(device, monkeypatch):
     monkeypatch.setattr(_common, "WIDE_FROM", 0)
     for name in ("8 a group, stride 2", "asymmetric everything"):
-        assert_exact(CASES[name], device)
+        assert_family_exact(CASES[name], "grouped", device)
 
 
 def test_grouped_conv_bn_relu_equals_torch(device):

@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from reference import DTYPE_OF_SIZE, Case, assert_equal, forward_backward, integers
+from reference import DTYPE_OF_SIZE, assert_family_exact, conv2d_case, forward_backward
 from torch.nn import functional as F
 from tritonconv import _common, _split, conv_bn_relu
 from tritonconv.conv.dispatch import force_family
 from tritonconv.conv.stem.rows import TILES, WGRAD_TILES
-
-
-def conv2d_case(x_shape, w_shape, **options) -> Case:
-    return Case("conv2d", (x_shape, w_shape, w_shape[:1]), options)
-
 
 CASES = {
     "7x7 of stride 2": conv2d_case((2, 3, 19, 20), (24, 3, 7, 7), padding=3, stride=2),
@@ -41,23 +36,14 @@ EVERY_TILE = sorted(
 )
 
 
-def assert_exact(case: Case, device: str, dtype=torch.float64, tile=None) -> None:
-    given = case.tensors(device, dtype, integers)
-    with force_family("stem", tile):
-        y = case.ours(*given)
-        dy = integers(*y.shape, most=1).to(y)
-        actual = forward_backward(case.ours, *given, dy=dy)
-    assert_equal(actual, [t.to(dtype) for t in case.expected(given, dy)])
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_stem_of_integers_is_exact(name, device):
-    assert_exact(CASES[name], device)
+    assert_family_exact(CASES[name], "stem", device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_stem_of_integers_is_exact_in_every_dtype(dtype, device):
-    assert_exact(CASES["3x3 of stride 2"], device, dtype)
+    assert_family_exact(CASES["3x3 of stride 2"], "stem", device, dtype)
 
 
 @pytest.mark.parametrize(("size", "tile"), EVERY_TILE, ids=str)
@@ -72,13 +58,13 @@ def test_stem_of_integers_is_exact_in_every_dtype(dtype, device):
 def test_stem_is_exact_with_every_tile(case, size, tile, device, monkeypatch):
     """Several programs of pixels, of rows of the window and of the reduction."""
     monkeypatch.setattr(_split, "splits", lambda programs, steps, wanted: min(steps, 3))
-    assert_exact(case, device, DTYPE_OF_SIZE[size], tile)
+    assert_family_exact(case, "stem", device, DTYPE_OF_SIZE[size], tile)
 
 
 def test_stem_with_64_bit_offsets(device, monkeypatch):
     monkeypatch.setattr(_common, "WIDE_FROM", 0)
     for name in ("3x3 of stride 2", "asymmetric everything"):
-        assert_exact(CASES[name], device)
+        assert_family_exact(CASES[name], "stem", device)
 
 
 def test_stem_reads_nothing_beside_the_window(device):

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import tma
-from ..box import box_of
+from ..box import box_of, first_box
 from ..epilogue import finish
 from ..family import Call, Family
 from ..general.tiles import Tile
@@ -42,9 +42,7 @@ def _conv2d_boxes_kernel(
     C = units * UNIT
     tiles_c = tl.cdiv(C, BLOCK_N)
     part, c0 = program // tiles_c, program % tiles_c * BLOCK_N
-    ow0 = part % boxes_w * BOX_W
-    oh0 = part // boxes_w % boxes_h * BOX_H
-    n0 = part // (boxes_w * boxes_h) * BOX_N
+    n0, oh0, ow0 = first_box(part, boxes_h, boxes_w, BOX_N, BOX_H, BOX_W)
 
     acc = tl.zeros((BLOCK_N, PIXELS), ACC)
     trips = KH * KW * tl.cdiv(K, BLOCK_K)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ... import _split
-from ..box import box_of
+from ..box import box_of, first_box, next_box
 from ..family import Call, Family
 from ..problem import Problem
 from .bundles import Bundle, bundles, constants, declines, serving
@@ -51,9 +51,7 @@ def _conv2d_grouped_wgrad_kernel(
     box = split * boxes_a_split
     trips = tl.minimum(boxes - box, boxes_a_split)
     tl.assume(trips > 0)
-    ow0 = box % boxes_w * BOX_W
-    oh0 = box // boxes_w % boxes_h * BOX_H
-    n0 = box // (boxes_w * boxes_h) * BOX_N
+    n0, oh0, ow0 = first_box(box, boxes_h, boxes_w, BOX_N, BOX_H, BOX_W)
     p = tl.arange(0, BOX_N * BOX_H * BOX_W)
     n, h, w = p // (BOX_H * BOX_W), p // BOX_W % BOX_H, p % BOX_W
     image = tl.cast(n0 + n, INDEX)
@@ -86,13 +84,9 @@ def _conv2d_grouped_wgrad_kernel(
             more += (tl.dot(dy_tile, x_tile, acc[tap], input_precision=PRECISION, out_dtype=ACC),)
         acc = more
 
-        ow0 += BOX_W
-        row_done = ow0 == span_w
-        ow0 = tl.where(row_done, 0, ow0)
-        oh0 += tl.where(row_done, BOX_H, 0)
-        image_done = oh0 == span_h
-        oh0 = tl.where(image_done, 0, oh0)
-        n0 += tl.where(image_done, BOX_N, 0)
+        n0, oh0, ow0, row_done, image_done = next_box(
+            n0, oh0, ow0, span_h, span_w, BOX_N, BOX_H, BOX_W
+        )  # fmt: skip
         dy_off += BOX_W * CO + tl.where(row_done, (BOX_H * OW - span_w) * CO, 0)
         dy_off += tl.where(image_done, (BOX_N * OH - span_h) * OW * CO, 0)
         x_off += BOX_W * SW * C + tl.where(row_done, (BOX_H * SH * W - span_w * SW) * C, 0)

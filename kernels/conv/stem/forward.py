@@ -11,7 +11,7 @@ padded to SPAN elements each.
 import triton
 import triton.language as tl
 
-from ..box import box_of
+from ..box import box_of, first_box
 from ..epilogue import finish
 from ..family import Call, Family
 from ..general.tiles import Tile
@@ -36,8 +36,7 @@ def _conv2d_stem_fwd_kernel(
     tiles_n = tl.cdiv(CO, BLOCK_N)
     n = program % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     part = program // tiles_n
-    n0 = part // (boxes_w * boxes_h) * BOX_N
-    oh0, ow0 = part // boxes_w % boxes_h * BOX_H, part % boxes_w * BOX_W
+    n0, oh0, ow0 = first_box(part, boxes_h, boxes_w, BOX_N, BOX_H, BOX_W)
     p = tl.arange(0, BLOCK_M)
     image, oh, ow = n0 + p // (BOX_H * BOX_W), oh0 + p // BOX_W % BOX_H, ow0 + p % BOX_W
     pixels = (image < N) & (oh < OH) & (ow < OW)
