@@ -21,11 +21,14 @@ class Operands(NamedTuple):
     w: Tensor
     bias: Tensor | None
 
-    def as_images(self, dims: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        if dims == 2:
-            return images(self.x, 2), self.w, self.bias
-        # as torch: a transposed signal is copied, for it would pass for a channels_last image
-        return images(self.x.contiguous(), 1), self.w.unsqueeze(-2), self.bias
+
+def as_images(
+    x: Tensor, w: Tensor, bias: Tensor | None, dims: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    if dims == 2:
+        return images(x, 2), w, bias
+    # as torch: a transposed signal is copied, for it would pass for a channels_last image
+    return images(x.contiguous(), 1), w.unsqueeze(-2), bias
 
 
 Found = tuple[Formats, Geometry]

@@ -11,9 +11,9 @@ in conv/: convolution, dgrad and wgrad are each other's derivatives.
 import torch
 from torch import Tensor
 
-from ._common import Size, apply, as_given, images, public
+from ._common import Size, apply, as_given, public
 from ._conv import (
-    Operands,
+    as_images,
     check_channels,
     check_kernel,
     formats,
@@ -134,15 +134,13 @@ def convolution(name, dims, input, weight, bias, stride, padding, dilation, grou
         g = geometry(name, weight.shape[2:], *options)
         check_channels(name, given, weight.shape[1] * groups, weight.shape[0], groups)
         check_kernel(name, given, g)
-        x, w, b = given.as_images(dims)
+        x, w, b = as_images(*given, dims)
         if x.shape[1] == 0:
             return as_given(_nothing(x, w, b, g.of_images()), dims, input)
         how = formats(x, w), g.of_images()
         remember(key, how)
-    elif dims == 2:
-        x, w, b = images(input, 2), weight, bias
     else:
-        x, w, b = Operands(input, weight, bias).as_images(dims)
+        x, w, b = as_images(input, weight, bias, dims)
     return as_given(apply(name, Conv2dFunction, x, w, b, *how), dims, input)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._chain import Block, Tensors, Unit, chain, rectified
 from ._common import Size, as_given, images, public
-from ._conv import check_channels, check_kernel, formats, geometry, operands
+from ._conv import as_images, check_channels, check_kernel, formats, geometry, operands
 from .batch_norm import batch_norm, check_norm, move_running
 from .conv2d import conv2d
 
@@ -49,7 +49,7 @@ def conv_bn_relu(
     check_channels(name, given, weight.shape[1] * groups, weight.shape[0], groups)
     check_kernel(name, given, g)
     check_activation(name, activation)
-    x, w, b = given.as_images(2)
+    x, w, b = as_images(*given, 2)
     shape = g.y_shape(x.shape, w.shape)
     norm = running_mean, running_var, bn_weight, bn_bias
     check_norm(name, x, shape, *norm, training, eps, prefix="bn_")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ._common import Size, apply, as_given, ints, public
-from ._conv import check_channels, formats, geometry, operands
+from ._conv import as_images, check_channels, formats, geometry, operands
 from .conv.geometry import Formats, Geometry
 from .conv2d import Conv2dDgradFunction
 
@@ -66,7 +66,7 @@ def transposed_convolution(
         )
     g = leading_back(g, extra).of_images()
 
-    x, w, b = given.as_images(dims)
+    x, w, b = as_images(*given, dims)
     shape = (x.shape[0], weight.shape[1] * groups, *(1,) * (2 - dims), *sizes)
     of = formats(x, w)
     of = Formats(x=of.y, w=of.w, y=of.x)  # to conv2d this output is the input

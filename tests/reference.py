@@ -80,6 +80,30 @@ def assert_family_exact(
     assert_equal(actual, [t.to(dtype) for t in case.expected(given, dy)])
 
 
+def assert_family_fuses(case: Case, family: str, device: str) -> None:
+    """conv_bn_relu in training, with a residual: statistics, gradients, all epilogues."""
+    x, w, b = case.tensors(device)
+    y = case.theirs(x.cpu(), w.cpu(), b.cpu())
+    residual = torch.randn(y.shape, dtype=torch.float64, device=device)
+    scale, shift = torch.randn(2, y.shape[1], dtype=torch.float64, device=device)
+
+    def ours(x, w, b, scale, shift, residual):
+        running = torch.zeros_like(scale), torch.ones_like(scale)
+        return tritonconv.conv_bn_relu(
+            x, w, b, *running, scale, shift, training=True, residual=residual, **case.options
+        )
+
+    def theirs(x, w, b, scale, shift, residual):
+        y = F.batch_norm(F.conv2d(x, w, b, **case.options), None, None, scale, shift, True)
+        return F.relu(y + residual)
+
+    given = x, w, b, scale, shift, residual
+    with force_family(family):
+        actual = forward_backward(ours, *given)
+    for a, e in zip(actual, forward_backward(theirs, *(t.cpu() for t in given)), strict=True):
+        torch.testing.assert_close(a.cpu(), e)
+
+
 def forward_backward(
     f: Callable, *tensors: Tensor | None, dy: Tensor | None = None
 ) -> list[Tensor]:

@@ -15,8 +15,8 @@ from ..norm.stats import combined, partial_statistics
 from .boxes.walk import DGRAD as BOXES_DGRAD
 from .boxes.walk import FORWARD as BOXES_FORWARD
 from .boxes.wgrad import WGRAD as BOXES_WGRAD
-from .depthwise.dgrad import DGRAD as DEPTHWISE_DGRAD
-from .depthwise.forward import FORWARD as DEPTHWISE_FORWARD
+from .depthwise.walk import DGRAD as DEPTHWISE_DGRAD
+from .depthwise.walk import FORWARD as DEPTHWISE_FORWARD
 from .depthwise.wgrad import WGRAD as DEPTHWISE_WGRAD
 from .epilogue import Epilogue
 from .family import Call, Config, Family

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from reference import DTYPE_OF_SIZE, assert_family_exact, conv2d_case, forward_backward
-from torch.nn import functional as F
-from tritonconv import _common, _split, conv_bn_relu
+from reference import DTYPE_OF_SIZE, assert_family_exact, assert_family_fuses, conv2d_case
+from tritonconv import _common, _split
 from tritonconv.conv.dispatch import force_family
 from tritonconv.conv.grouped.bundles import BUNDLES, WGRAD_BUNDLES
 
@@ -63,26 +62,7 @@ def test_grouped_with_64_bit_offsets(device, monkeypatch):
 
 
 def test_grouped_conv_bn_relu_equals_torch(device):
-    case = CASES["8 a group, stride 2"]
-    x, w, b = case.tensors(device)
-    residual = torch.randn(2, 64, 5, 4, dtype=torch.float64, device=device)
-    scale, shift = (torch.randn(64, dtype=torch.float64, device=device) for _ in range(2))
-
-    def ours(x, w, b, scale, shift, residual):
-        running = torch.zeros_like(scale), torch.ones_like(scale)
-        return conv_bn_relu(
-            x, w, b, *running, scale, shift, training=True, residual=residual, **case.options
-        )
-
-    def theirs(x, w, b, scale, shift, residual):
-        y = F.batch_norm(F.conv2d(x, w, b, **case.options), None, None, scale, shift, True)
-        return F.relu(y + residual)
-
-    given = x, w, b, scale, shift, residual
-    with force_family("grouped"):
-        actual = forward_backward(ours, *given)
-    for a, e in zip(actual, forward_backward(theirs, *(t.cpu() for t in given)), strict=True):
-        torch.testing.assert_close(a.cpu(), e)
+    assert_family_fuses(CASES["8 a group, stride 2"], "grouped", device)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from reference import DTYPE_OF_SIZE, assert_family_exact, conv2d_case, forward_backward
-from torch.nn import functional as F
-from tritonconv import _common, _split, conv_bn_relu
+from reference import DTYPE_OF_SIZE, assert_family_exact, assert_family_fuses, conv2d_case
+from tritonconv import _common, _split
 from tritonconv.conv.dispatch import force_family
 from tritonconv.conv.stem.rows import TILES, WGRAD_TILES
 
@@ -78,26 +77,7 @@ def test_stem_reads_nothing_beside_the_window(device):
 
 
 def test_stem_conv_bn_relu_equals_torch(device):
-    case = CASES["7x7 of stride 2"]
-    x, w, b = case.tensors(device)
-    residual = torch.randn(2, 24, 10, 10, dtype=torch.float64, device=device)
-    scale, shift = (torch.randn(24, dtype=torch.float64, device=device) for _ in range(2))
-
-    def ours(x, w, b, scale, shift, residual):
-        running = torch.zeros_like(scale), torch.ones_like(scale)
-        return conv_bn_relu(
-            x, w, b, *running, scale, shift, training=True, residual=residual, **case.options
-        )
-
-    def theirs(x, w, b, scale, shift, residual):
-        y = F.batch_norm(F.conv2d(x, w, b, **case.options), None, None, scale, shift, True)
-        return F.relu(y + residual)
-
-    given = x, w, b, scale, shift, residual
-    with force_family("stem"):
-        actual = forward_backward(ours, *given)
-    for a, e in zip(actual, forward_backward(theirs, *(t.cpu() for t in given)), strict=True):
-        torch.testing.assert_close(a.cpu(), e)
+    assert_family_fuses(CASES["7x7 of stride 2"], "stem", device)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ it reaches.
 import triton
 import triton.language as tl
 
-from ..._common import units, unravel
+from ..._common import unit, units, unravel
 from ...norm.stats import block_statistics, combine, store_statistics
-from ..classes import class_taps
+from ..classes import class_taps, steps
 from ..epilogue import channel_terms, store_tile
-from .strips import SIZES
+from ..family import Call, Family
+from ..problem import Problem
+from .strips import MOST_TAPS, SIZES, Strip, declines, heights, serving
 
 
 @triton.jit
@@ -114,3 +116,47 @@ def _conv2d_depthwise_kernel(
             n, mean, m2 = combine(n, mean, m2, row_n, row_mean, row_m2)
     if partial_ptr is not None:
         store_statistics(partial_ptr, part, c, C, channels, n, mean, m2)
+
+
+def _configs(p: Problem) -> tuple[Strip, ...]:
+    N, (SH, SW) = p.x[0], p.geometry.stride
+    if p.work == "forward":
+        _, _, OH, OW = p.y
+        return serving(p, heights(p), OH, N * OH * OW)
+    _, _, H, W = p.x
+    # a strip starts at the same residue class as its image
+    whole = heights(p) if SH == 1 else (2 * SH, SH)
+    return serving(p, whole, H, N * H * triton.cdiv(W, SW))
+
+
+def _prepare(p: Problem, strip: Strip) -> Call:
+    (KH, KW), g = p.w[2:], p.geometry
+    (SH, SW), (PH, PW), (DH, DW) = g.stride, g.before, g.dilation
+    taps = min(KH, MOST_TAPS)
+    reach = (taps - 1) * DH
+    if p.work == "forward":
+        source, result, classes, step = p.x, p.y, 1, 1
+        rows = -PH, (strip.rows - 1) * SH - PH + reach + 1
+    else:
+        source, result, classes, step = p.y, p.x, SW, steps(p)[1]
+        rows = -((reach - PH) // SH), (strip.rows - 1 + PH) // SH + 1
+    (N, C, H, W), (_, _, OH, OW) = source, result
+    strips = triton.cdiv(OH, strip.rows)
+    tiles_p = triton.cdiv(N * strips * triton.cdiv(OW, classes), strip.p)
+    return Call(
+        _conv2d_depthwise_kernel,
+        tiles_p * classes * triton.cdiv(C, strip.c),
+        (N, H, W, C, OH, OW, strips, tiles_p, KH, KW, SW, PW, DW, step),
+        {
+            "TRANSPOSED": p.work == "dgrad",
+            **{"TAPS": taps, "SH": SH, "PH": PH, "DH": DH},
+            **dict(zip(("FROM", "TO"), rows, strict=True)),
+            **{"ACC": p.acc, "INDEX": p.index, "UNIT": unit(C)},
+            **strip.constants,
+        },
+        parts=tiles_p * classes,
+    )
+
+
+FORWARD = Family("depthwise", declines, _configs, _prepare)
+DGRAD = Family("depthwise", declines, _configs, _prepare)
