@@ -1,6 +1,7 @@
 """What every operator shares: registration, the contract's checks, layouts and pixel tiles."""
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,19 +9,27 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
+from torch._C import (
+    DispatchKey,
+    _dispatch_tls_is_dispatch_key_included,
+    _is_tracing,
+    _len_torch_dispatch_stack,
+)
 from torch._prims_common import suggest_memory_format
 from torch.autograd import _profiler_enabled, forward_ad
 from torch.nn import Parameter
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._launch import INTERPRETED, INTERPRETED_BLOCK
 
 Size = int | Sequence[int]  # one for all spatial axes, or one each
-INT = (int, torch.SymInt)
 PLAIN = (Tensor, Parameter)  # other types of tensors may have symbolic shapes, or none
 
 LIBRARY = torch.library.Library("tritonconv", "DEF")
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# Pixels along one axis, with padding: a pixel's coordinate has 32 bits, a tile's overhang included.
+LONGEST = 2**31 - 2**20
 
 # From here on offsets are 64-bit: half of what 32 bits hold, since padding makes some negative.
 WIDE_FROM = 2**30
@@ -40,13 +49,21 @@ def op(schema: str, fake: Callable) -> Callable:
             # the dispatcher makes lists of them: a launcher sees the same from either side
             return launcher(*(tuple(a) if isinstance(a, list) else a for a in args))
 
-        LIBRARY.define(schema)
-        LIBRARY.impl(name, dispatched, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"tritonconv::{name}", fake, lib=LIBRARY)
+        # torch.jit.trace knows no lists of SymInt, torch.compile needs them
+        for form in (schema, schema.replace("(", ".traced(", 1).replace("SymInt[]", "int[]")):
+            overload = form.split("(")[0]
+            LIBRARY.define(form)
+            LIBRARY.impl(overload, dispatched, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"tritonconv::{overload}", fake, lib=LIBRARY)
         registered = getattr(torch.ops.tritonconv, name).default
+        traced = getattr(torch.ops.tritonconv, name).traced
 
         @functools.wraps(launcher)
         def call(*args):
+            if torch.compiler.is_compiling():
+                return registered(*args)
+            if _is_tracing():
+                return traced(*args)
             return launcher(*args) if _unobserved(args) else registered(*args)
 
         return call
@@ -55,13 +72,15 @@ def op(schema: str, fake: Callable) -> Callable:
 
 
 def _unobserved(args: tuple) -> bool:
-    """Whether nobody traces, records or replaces ops: no compiler, mode, profiler or subclass."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    """Whether the dispatcher would only call the launcher: nobody records or replaces ops, and each
+    tensor is what its memory holds."""
+    if _profiler_enabled() or _len_torch_dispatch_stack():
         return False
-    if _len_torch_dispatch_stack() or _profiler_enabled():
+    if _dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch):
         return False
-    for a in args:  # noqa: SIM110 what it suggests costs as much as it spares
-        if isinstance(a, Tensor) and (type(a) not in PLAIN or a.is_meta):
+    for a in args:
+        # a subclass; negated lazily; on meta, a lazy zero, a functional wrapper, or empty
+        if isinstance(a, Tensor) and (type(a) not in PLAIN or a.is_neg() or a.data_ptr() == 0):
             return False
     return True
 
@@ -93,22 +112,62 @@ def no_script(name: str) -> None:
 
 
 def public(function: Callable) -> Callable:
-    """Marks a public operator: torch.jit.script refuses it by its name, and what calls it."""
-    function.__prepare_scriptable__ = functools.partial(no_script, function.__name__)
-    return function
+    """Makes a public operator of a function.
+
+    As torch's own it is seen by what overrides functions (torch.fx's proxies, subclasses of Tensor,
+    modes), and, unlike them, refused by its name by torch.jit.script.
+    """
+
+    @functools.wraps(function)
+    def operator(*args, **kwargs):
+        given = (*args, *kwargs.values()) if kwargs else args
+        if has_torch_function_variadic(*given):
+            return handle_torch_function(operator, given, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    operator.__prepare_scriptable__ = functools.partial(no_script, function.__name__)
+    return operator
+
+
+def integer(name: str, argument: str, value: Any, expected: str = "an int") -> int:
+    """value as torch takes it for an int: numpy's and tensors' integers, too, but no bool."""
+    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
+        return value
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name}: {argument} must be {expected}, got {value!r}")
 
 
 def ints(name: str, argument: str, value: Size, dims: int) -> tuple[int, ...]:
     """One int for all of dims axes, or one each, as a tuple of dims ints."""
-    if isinstance(value, INT):
-        return (value,) * dims
-    if not isinstance(value, tuple | list) or not all(isinstance(v, INT) for v in value):
-        raise TypeError(f"{name}: {argument} must be an int or a tuple of ints, got {value!r}")
-    if len(value) not in (1, dims):
+    given = value if isinstance(value, tuple | list) else (value,)
+    values = tuple(integer(name, argument, v, "an int or a tuple of ints") for v in given)
+    if len(values) not in (1, dims):
         raise RuntimeError(
             f"{name}: {argument} must be a single int or a tuple of {dims}, got {value!r}"
         )
-    return tuple(value) if len(value) == dims else tuple(value) * dims
+    return values if len(values) == dims else values * dims
+
+
+def real(name: str, argument: str, value: Any) -> float:
+    """value as torch takes it for a float: numpy's numbers and tensors of one element, too."""
+    if isinstance(value, float | torch.SymFloat):
+        return value
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name}: {argument} must be a number, got {value!r}")
+
+
+def flag(name: str, argument: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: {argument} must be a bool, got {value!r}")
+    return value
 
 
 def require_at_least(name: str, argument: str, values: Sequence[int], least: int) -> None:
@@ -117,10 +176,28 @@ def require_at_least(name: str, argument: str, values: Sequence[int], least: int
             f"{name}: {argument} must be {'positive' if least else 'non-negative'}, got "
             f"{tuple(values)}"
         )
+    if any(isinstance(v, int) and v >= 2**31 for v in values):
+        raise RuntimeError(f"{name}: {argument} must be less than 2**31, got {tuple(values)}")
 
 
-def check_tensor(name: str, argument: str, x: Tensor, dims: tuple[int, ...]) -> None:
-    """x is a tensor of a floating dtype we have kernels for, with one of the given ranks."""
+def steps(
+    name: str, padded: Sequence[int], reach: Sequence[int], stride: Sequence[int]
+) -> tuple[int, ...]:
+    """The strides of windows that reach so far over axes so long, padding included.
+
+    Those that leave the axis after its first window are cut to its length, which leaves just one
+    window, too: kernels count as far as a stride.  Lengths are checked.
+    """
+    if any(isinstance(n, int) and n > LONGEST for n in padded):
+        raise RuntimeError(
+            f"{name}: expected at most {LONGEST} pixels along an axis, with its padding, got "
+            f"{tuple(padded)}; reduce the padding"
+        )
+    return tuple(s if s <= r else min(s, n) for s, r, n in zip(stride, reach, padded, strict=True))
+
+
+def check_tensor(name: str, argument: str, x: Tensor, dims: tuple[int, ...] | None) -> None:
+    """x is a tensor of a floating dtype we have kernels for, its rank one of dims."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: {argument} must be a Tensor, got {type(x).__name__}")
     if x.layout != torch.strided:
@@ -132,7 +209,7 @@ def check_tensor(name: str, argument: str, x: Tensor, dims: tuple[int, ...]) -> 
             f"{name}: {argument} must be float32, float16, bfloat16 or float64, got {x.dtype}; "
             "convert it first"
         )
-    if x.dim() not in dims:
+    if dims is not None and x.dim() not in dims:
         ranks = " or ".join(f"{d}-D" for d in dims)
         raise RuntimeError(f"{name}: {argument} must be {ranks}, got shape {tuple(x.shape)}")
 
@@ -156,8 +233,17 @@ def images(x: Tensor, dims: int) -> Tensor:
 
 def as_given(y: Tensor, dims: int, x: Tensor) -> Tensor:
     """What came of images(x, dims), in x's form."""
-    y = y if dims == 2 else y.squeeze(-2)
-    return y if x.dim() == dims + 2 else y.squeeze(0)
+    batch = y.shape[: x.dim() - dims - 1]
+    return reshaped(y, (*batch, y.shape[1], *y.shape[4 - dims :]))
+
+
+def reshaped(y: Tensor, shape: Sequence[int]) -> Tensor:
+    """y, a result that nobody else holds, in another shape; not a view of it (see leave)."""
+    if y.shape == shape:
+        return y
+    if torch.jit.is_tracing():  # which sees where the sizes come from in this one alone
+        return y.reshape(shape)
+    return torch.ops.aten._unsafe_view.default(y, shape)
 
 
 def layout(x: Tensor) -> torch.memory_format:
@@ -177,23 +263,42 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def leave(y: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """y [N, C, H, W] in memory_format, with that format's strides in dimensions of size 1 too."""
-    _, C, H, W = y.shape
+def strides_in(shape: Sequence[int], memory_format: torch.memory_format) -> tuple[int, ...]:
+    """torch's strides of images in a memory format, in dimensions of size 1 too."""
+    _, C, H, W = shape
     if memory_format == torch.channels_last:
-        strides = H * W * C, 1, W * C, C
-    else:
-        C, H, W = max(C, 1), max(H, 1), max(W, 1)
-        strides = C * H * W, H * W, W, 1
+        return H * W * C, 1, W * C, C
+    C, H, W = max(C, 1), max(H, 1), max(W, 1)
+    return C * H * W, H * W, W, 1
+
+
+def leave(y: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """y [N, C, H, W] in memory_format: itself if it has that format's strides, or else a copy.
+
+    Never a view: what an autograd Function returns can be changed in place only if it is none.
+    """
+    strides = strides_in(y.shape, memory_format)
     if y.stride() == strides:
         return y
-    y = y.contiguous(memory_format=memory_format)
-    return y if y.stride() == strides else y.as_strided(y.shape, strides)
+    return y.new_empty_strided(y.shape, strides).copy_(y)
 
 
-def empty_nhwc(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def empty_nhwc(
+    shape: Sequence[int],
+    like: Tensor,
+    memory_format: torch.memory_format = torch.channels_last,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Room for [N, H, W, C] in memory, which is to leave in memory_format.
+
+    Images of one channel or one pixel lie alike in both: they have its strides from the start.
+    """
     _, C, H, W = shape
-    strides = H * W * C, 1, W * C, C
+    if C > 1 and H * W > 1:
+        memory_format = torch.channels_last
+    strides = strides_in(shape, memory_format)
+    if shape[0] * strides[0] >= 2**60:
+        raise RuntimeError(f"tritonconv: a result of shape {tuple(shape)} fits no memory")
     return torch.empty_strided(shape, strides, dtype=dtype or like.dtype, device=like.device)
 
 

@@ -10,7 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import PLAIN, Size, autocast, check_tensor, images, ints, layout, require_at_least
+from ._common import (
+    PLAIN,
+    Size,
+    autocast,
+    check_tensor,
+    images,
+    integer,
+    ints,
+    layout,
+    require_at_least,
+    steps,
+)
 from .conv.geometry import Formats, Geometry
 
 
@@ -50,14 +61,15 @@ def recalled(
             return None, None  # sparse, or with symbolic shapes
     if not (x.is_cuda or x.is_cpu) or torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu"):
         return None, None
+    for option in options:  # what is equal to an int, as True and 1.0 are, need not be one
+        kinds = map(type, option) if type(option) is tuple else (type(option),)
+        if any(kind is not int and kind is not str for kind in kinds):
+            return None, None
     of_x = x.shape, x.stride(), x.dtype, x.device
     of_w = w.shape, w.stride(), w.dtype, w.device
     of_b = None if b is None else (b.shape, b.dtype, b.device)
-    key = name, of_x, of_w, of_b, options, *map(type, options)
-    try:
-        return key, _remembered.get(key)
-    except TypeError:  # an option is a list
-        return None, None
+    key = name, of_x, of_w, of_b, options
+    return key, _remembered.get(key)
 
 
 def remember(key: tuple | None, found: Found) -> None:
@@ -114,18 +126,20 @@ def check_channels(
         )
 
 
-def check_kernel(name: str, given: Operands, g: Geometry) -> None:
-    """The kernel has taps, the input has pixels, and the one fits into the other."""
-    x, w, _ = given
-    sizes, kernel = x.shape[2 - w.dim() :], w.shape[2:]
+def fitted(name: str, sizes: Sequence[int], kernel: Sequence[int], g: Geometry) -> Geometry:
+    """g for an input of these sizes: the kernel has taps, the input has pixels, the one fits into
+    the other, and steps that lead nowhere are small."""
     reach = [d * (k - 1) + 1 for d, k in zip(g.dilation, kernel, strict=True)]
     padded = [n + b + a for n, b, a in zip(sizes, g.before, g.after, strict=True)]
     if min(*kernel, *sizes) == 0 or any(r > p for r, p in zip(reach, padded, strict=True)):
         raise RuntimeError(
             f"{name}: expected a non-empty input and a kernel of at least 1 that fits the padded "
             f"input, got kernel {tuple(kernel)} with dilation {g.dilation} for input "
-            f"{tuple(x.shape)} padded by {g.before} before and {g.after} after"
+            f"{tuple(sizes)} padded by {g.before} before and {g.after} after"
         )
+    # a single tap has no distance to another
+    dilation = tuple(1 if k == 1 else d for k, d in zip(kernel, g.dilation, strict=True))
+    return g._replace(stride=steps(name, padded, reach, g.stride), dilation=dilation)
 
 
 def geometry(
@@ -141,6 +155,7 @@ def geometry(
     dilation = ints(name, "dilation", dilation, dims)
     require_at_least(name, "stride", stride, 1)
     require_at_least(name, "dilation", dilation, 1)
+    groups = integer(name, "groups", groups)
     require_at_least(name, "groups", (groups,), 1)
     if not isinstance(padding, str):
         before = after = ints(name, "padding", padding, dims)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import Size, check_tensor, ints, pixel_tile, require_at_least
+from ._common import Size, check_tensor, flag, ints, pixel_tile, require_at_least, steps
 
 Ints = tuple[int, ...]
 
@@ -103,46 +103,58 @@ def window(
     """The checked window along dims axes; a missing stride is the window's own size."""
     check_pool_input(name, dims, x)
     size = ints(name, "kernel_size", kernel_size, dims)
+    require_at_least(name, "kernel_size", size, 1)
     no_stride = stride is None or (isinstance(stride, tuple | list) and not stride)
     w = Window(
         size,
         size if no_stride else ints(name, "stride", stride, dims),
         ints(name, "padding", padding, dims),
         ints(name, "dilation", dilation, dims),
-        bool(ceil_mode),
+        flag(name, "ceil_mode", ceil_mode),
     )
-    require_at_least(name, "kernel_size", w.size, 1)
     require_at_least(name, "stride", w.stride, 1)
     require_at_least(name, "padding", w.padding, 0)
     require_at_least(name, "dilation", w.dilation, 1)
-    for k, p, d in zip(w.size, w.padding, w.dilation, strict=True):
-        if p > (d * (k - 1) + 1) // 2:
+    # a single tap has no distance to another
+    w = w._replace(
+        dilation=tuple(1 if k == 1 else d for k, d in zip(w.size, w.dilation, strict=True))
+    )
+    for k, p in zip(w.size, w.padding, strict=True):
+        if p > k // 2:
             raise RuntimeError(
-                f"{name}: padding must be at most half of the (dilated) kernel_size, got "
-                f"padding={p} for kernel_size={k} and dilation={d}"
+                f"{name}: padding must be at most half of kernel_size, got padding={p} for "
+                f"kernel_size={k}"
             )
     if min(w.y_shape(x.shape)[-dims:]) < 1:
         raise RuntimeError(
             f"{name}: output would be empty: kernel_size {w.size} with dilation {w.dilation} does "
             f"not fit input {tuple(x.shape)} padded by {w.padding}"
         )
-    return w
+    if prod(w.size) >= 2**31:
+        raise RuntimeError(f"{name}: a window must have less than 2**31 taps, got {w.size}")
+    padded = [n + 2 * p for n, p in zip(x.shape[-dims:], w.padding, strict=True)]
+    reach = [d * (k - 1) + 1 for d, k in zip(w.dilation, w.size, strict=True)]
+    return w._replace(stride=steps(name, padded, reach, w.stride))
 
 
 def output_size(
     name: str, dims: int, x: Tensor, size: int | Sequence[int | None]
 ) -> tuple[int, int]:
     """The checked output size for images(x, dims); None, where there are two axes, keeps x's."""
-    given = size if isinstance(size, tuple | list) else (size,) * dims
-    keeps = dims == 2 and isinstance(size, tuple | list)
-    if not all((n is None and keeps) or isinstance(n, int | torch.SymInt) for n in given):
-        raise TypeError(f"{name}: output_size must be an int or a tuple of {dims}, got {size!r}")
-    if len(given) != dims:
-        raise RuntimeError(f"{name}: output_size must be an int or a tuple of {dims}, got {size!r}")
-    sizes = [n if n is not None else m for n, m in zip(given, x.shape[-dims:], strict=True)]
-    if min(sizes) < 0:
-        raise RuntimeError(f"{name}: output_size must be non-negative, got {size!r}")
+    if dims == 2 and isinstance(size, tuple | list):
+        if len(size) != 2:
+            raise RuntimeError(f"{name}: output_size must be an int or a tuple of 2, got {size!r}")
+        size = [m if n is None else n for n, m in zip(size, x.shape[-2:], strict=True)]
+    sizes = ints(name, "output_size", size, dims)
+    require_at_least(name, "output_size", sizes, 0)
     return (1, *sizes)[-2:]
+
+
+def with_winner(x: Tensor, return_indices: bool) -> bool:
+    """Whether a maximum's place is wanted: for the caller, the backward, or, lest a trace differ
+    with the mode it is made in, a trace."""
+    needs_gradient = torch.is_grad_enabled() and x.requires_grad
+    return bool(return_indices) or needs_gradient or torch.jit.is_tracing()
 
 
 def longest(size: int, out: int) -> int:

@@ -5,8 +5,6 @@
 A program owns BLOCK consecutive elements of out.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -65,19 +63,23 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def split_buffer(splits: int, shape: Sequence[int], x: Tensor) -> Tensor:
-    """Room for `splits` partial sums of `shape`."""
-    return torch.empty((splits, *shape), dtype=sum_dtype(x.dtype), device=x.device)
+def partial_sums(splits: int, out: Tensor) -> Tensor:
+    """Room for `splits` partial sums of what out, dense in memory, is to hold: out itself for one.
+
+    As many for each element, in out's order in memory, in sum_dtype(out.dtype).
+    """
+    dtype = sum_dtype(out.dtype)
+    if splits == 1 and out.dtype == dtype:
+        return out
+    return torch.empty((splits, out.numel()), dtype=dtype, device=out.device)
 
 
-def add_splits(partial: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The sum of the partial sums, contiguous in `shape`."""
-    if partial.shape[0] == 1 and partial.dtype == dtype:
-        return partial.view(shape)
-    out = torch.empty(shape, dtype=dtype, device=partial.device)
-    block = min(BLOCK, triton.next_power_of_2(out.numel())) if INTERPRETED else BLOCK
-    launch(
-        _add_splits_kernel, triton.cdiv(out.numel(), block),
-        partial, out, out.numel(), partial.shape[0], index_type(partial), block, out=out,
-    )  # fmt: skip
+def add_splits(partial: Tensor, out: Tensor) -> Tensor:
+    """out, which becomes the sum of its partial sums."""
+    if partial is not out:
+        block = min(BLOCK, triton.next_power_of_2(out.numel())) if INTERPRETED else BLOCK
+        launch(
+            _add_splits_kernel, triton.cdiv(out.numel(), block),
+            partial, out, out.numel(), partial.shape[0], index_type(partial), block, out=out,
+        )  # fmt: skip
     return out

@@ -88,7 +88,7 @@ def _fake(x, size):
 @op("adaptive_avg_pool2d(Tensor x, SymInt[] size) -> Tensor", _fake)
 def _adaptive_avg_pool2d(x, size):
     N, C, H, W = x.shape
-    y = empty_nhwc((N, C, *size), x)
+    y = empty_nhwc((N, C, *size), x, layout(x))
     OH, OW = size
     H, W = as_row(H, W, OH, OW)
     programs, blocks = pixel_blocks(N * OH * OW, C)
@@ -109,7 +109,7 @@ def _adaptive_avg_pool2d_bwd(dy, x_shape, memory_format):
     N, C, H, W = x_shape
     OH, OW = dy.shape[2:]
     H, W = as_row(H, W, OH, OW)
-    dx = empty_nhwc(x_shape, dy)
+    dx = empty_nhwc(x_shape, dy, memory_format)
     programs, blocks = pixel_blocks(N * H * W, C, 4096 // dx.element_size())
     launch(
         _adaptive_avg_pool2d_bwd_kernel, programs,

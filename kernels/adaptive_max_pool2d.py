@@ -30,10 +30,11 @@ from ._common import (
     pixel_blocks,
     pixel_tile,
     public,
+    reshaped,
     units,
 )
 from ._launch import launch
-from ._pool import as_row, bounds, check_pool_input, longest, output_size
+from ._pool import as_row, bounds, check_pool_input, longest, output_size, with_winner
 
 
 @triton.jit
@@ -103,8 +104,8 @@ def _fake(x, size, with_at):
 def _adaptive_max_pool2d(x, size, with_at):
     N, C, H, W = x.shape
     OH, OW = size
-    y = empty_nhwc((N, C, OH, OW), x)
-    at = empty_nhwc(y.shape if with_at else (0, 0, 0, 0), x, _at_dtype(H, W))
+    y = empty_nhwc((N, C, OH, OW), x, layout(x))
+    at = empty_nhwc(y.shape if with_at else (0, 0, 0, 0), x, dtype=_at_dtype(H, W))
     H, W = as_row(H, W, OH, OW)
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
@@ -125,7 +126,7 @@ def _adaptive_max_pool2d_scatter(dy, at, x_shape, memory_format):
     N, C, H, W = x_shape
     OH, OW = dy.shape[2:]
     H, W = as_row(H, W, OH, OW)
-    dx = empty_nhwc(x_shape, dy)
+    dx = empty_nhwc(x_shape, dy, memory_format)
     programs, blocks = pixel_blocks(N * H * W, C)
     launch(
         _adaptive_max_pool2d_scatter_kernel, programs,
@@ -170,8 +171,8 @@ class AdaptiveMaxPool2dGatherFunction(torch.autograd.Function):
     def forward(ctx, x, at):
         ctx.save_for_backward(at)
         ctx.x_like = x.shape, layout(x)
-        y = x.flatten(2).gather(2, at.flatten(2).long()).view(at.shape)
-        return leave(y, layout(x))
+        y = x.flatten(2).gather(2, at.flatten(2).long())
+        return leave(reshaped(y, at.shape), layout(x))
 
     @staticmethod
     def backward(ctx, dy):
@@ -209,8 +210,7 @@ def adaptive_max_pool(name, dims, input, size, return_indices) -> Tensor | tuple
     check_pool_input(name, dims, input)
     size = output_size(name, dims, input, size)
     x = images(input, dims)
-    with_at = return_indices or (torch.is_grad_enabled() and input.requires_grad)
-    y, at = apply(name, AdaptiveMaxPool2dFunction, x, size, with_at)
+    y, at = apply(name, AdaptiveMaxPool2dFunction, x, size, with_winner(input, return_indices))
     if not return_indices:
         return as_given(y, dims, input)
     indices = leave(at.to(torch.int64), layout(x))

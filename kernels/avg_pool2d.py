@@ -24,8 +24,10 @@ from ._common import (
     as_given,
     empty_in,
     empty_nhwc,
+    flag,
     images,
     index_type,
+    integer,
     layout,
     leave,
     nhwc,
@@ -72,7 +74,7 @@ def _avg_pool2d_fwd_kernel(
     if DIVISOR is None:
         divisor = _extent(oh, H, KH, SH, PH, INCLUDE_PAD) * _extent(ow, W, KW, SW, PW, INCLUDE_PAD)
     else:
-        divisor = tl.full((BLOCK_P, 1), DIVISOR, INDEX)
+        divisor = tl.full((BLOCK_P, 1), DIVISOR, ACC)
     tl.store(y_ptr + dst, acc / divisor.to(ACC), mask=inside)
 
 
@@ -163,7 +165,7 @@ def _fake(x, *geometry):
 @op(f"avg_pool2d(Tensor x, {SCHEMA}) -> Tensor", _fake)
 def _avg_pool2d(x, *geometry):
     w, (include_pad, divisor) = Window(*geometry[:5]), geometry[5:]
-    y = empty_nhwc(w.y_shape(x.shape), x)
+    y = empty_nhwc(w.y_shape(x.shape), x, layout(x))
     N, C, OH, OW = y.shape
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
@@ -181,7 +183,7 @@ def _avg_pool2d(x, *geometry):
 )
 def _avg_pool2d_bwd(dy, x_shape, memory_format, *geometry):
     w, (include_pad, divisor) = Window(*geometry[:5]), geometry[5:]
-    dx = empty_nhwc(x_shape, dy)
+    dx = empty_nhwc(x_shape, dy, memory_format)
     N, C, H, W = x_shape
     settings = include_pad, divisor, accumulator(dy.dtype), index_type(dx, dy)
     if w.unrolls:
@@ -242,10 +244,13 @@ def avg_pool2d(
     float32, float16, bfloat16 or float64.  Raises RuntimeError for shapes and options that do not
     fit, NotImplementedError for other dtypes.
     """
-    if divisor_override == 0:
-        raise RuntimeError(
-            "avg_pool2d: divisor_override must not be zero; pass None for the window"
-        )
+    if divisor_override is not None:
+        divisor_override = integer("avg_pool2d", "divisor_override", divisor_override)
+        if divisor_override == 0 or abs(divisor_override) >= 2**63:
+            raise RuntimeError(
+                "avg_pool2d: divisor_override must be a 64-bit integer other than zero, got "
+                f"{divisor_override}; pass None for the window's size"
+            )
     return avg_pool(
         "avg_pool2d", 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad,
         divisor_override,
@@ -274,6 +279,6 @@ def avg_pool(
     name, dims, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor=None
 ) -> Tensor:
     w = window(name, dims, input, kernel_size, stride, padding, 1, ceil_mode).of_images()
-    geometry = (*w, bool(count_include_pad), divisor)
+    geometry = (*w, flag(name, "count_include_pad", count_include_pad), divisor)
     y = apply(name, AvgPool2dFunction, images(input, dims), geometry)
     return as_given(y, dims, input)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._common import check_tensor, layout, public, refuse_transforms
+from ._common import check_tensor, flag, layout, public, real, refuse_transforms, reshaped
 from ._split import sum_dtype
 from .norm.backward import batch_norm_bwd, batch_norm_sums
 from .norm.normalise import batch_norm as normalise
@@ -124,7 +124,12 @@ def batch_norm(
     others may be float32.  Raises ValueError for one value per channel in training, RuntimeError
     for what does not fit, NotImplementedError for other dtypes.
     """
-    check_tensor("batch_norm", "input", input, tuple(range(2, 9)))
+    check_tensor("batch_norm", "input", input, None)
+    if input.dim() < 2:
+        raise RuntimeError(
+            f"batch_norm: input must be [N, C, ...], got shape {tuple(input.shape)}; unsqueeze it"
+        )
+    momentum, eps = real("batch_norm", "momentum", momentum), real("batch_norm", "eps", eps)
     check_norm(
         "batch_norm", input, input.shape, running_mean, running_var, weight, bias, training, eps
     )
@@ -138,7 +143,7 @@ def batch_norm(
     else:
         mean, var = running_mean, running_var
     y = BatchNormFunction.apply(x, weight, bias, mean, var, training, eps, memory_format)
-    return y.reshape(input.shape)
+    return reshaped(y, input.shape)
 
 
 def _as_images(x: Tensor) -> Tensor:
@@ -170,6 +175,7 @@ def check_norm(
     prefix="",
 ) -> None:  # fmt: skip
     """What batch norm asks of its vectors, for an input of the given shape, in like's dtype."""
+    flag(name, "training", training)
     vectors = {
         "running_mean": running_mean,
         "running_var": running_var,
@@ -195,8 +201,11 @@ def check_norm(
             )
         if argument.startswith("running") and vector.requires_grad:
             raise RuntimeError(f"{name}: {argument} cannot require a gradient; detach it")
-    if eps < 0:
-        raise ValueError(f"{name}: eps must be non-negative, got {eps}")
+    if eps < 0 or (training and eps == 0):
+        raise ValueError(
+            f"{name}: eps must be {'positive in training' if training else 'non-negative'}, got "
+            f"{eps}"
+        )
     dtypes = {vector.dtype for vector in vectors.values() if vector is not None}
     if len(dtypes) > 1:
         raise RuntimeError(

@@ -15,13 +15,14 @@ from ._common import Size, apply, as_given, public
 from ._conv import (
     as_images,
     check_channels,
-    check_kernel,
+    fitted,
     formats,
     geometry,
     operands,
     recalled,
     remember,
 )
+from .conv import flops  # noqa: F401  what torch counts of the ops
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad
 from .conv.forward import conv2d_forward
@@ -53,6 +54,9 @@ class Conv2dFunction(torch.autograd.Function):
 class Conv2dDgradFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, dy, w, bias, x_shape, formats, geometry):
+        """x_shape is None for the transposed convolution's."""
+        if x_shape is None:
+            x_shape = geometry.x_shape(dy.shape, w.shape)
         needs_ddy, needs_dw = ctx.needs_input_grad[:2]
         ctx.save_for_backward(dy if needs_dw else None, w if needs_ddy else None)
         ctx.w_shape = w.shape
@@ -132,8 +136,8 @@ def convolution(name, dims, input, weight, bias, stride, padding, dilation, grou
     if how is None:
         given = operands(name, dims, input, weight, bias)
         g = geometry(name, weight.shape[2:], *options)
-        check_channels(name, given, weight.shape[1] * groups, weight.shape[0], groups)
-        check_kernel(name, given, g)
+        check_channels(name, given, weight.shape[1] * g.groups, weight.shape[0], g.groups)
+        g = fitted(name, input.shape[-dims:], weight.shape[2:], g)
         x, w, b = as_images(*given, dims)
         if x.shape[1] == 0:
             return as_given(_nothing(x, w, b, g.of_images()), dims, input)

@@ -10,8 +10,8 @@ convolution's result and, beside a residual, y.
 from torch import Tensor
 
 from ._chain import Block, Tensors, Unit, chain, rectified
-from ._common import Size, as_given, images, public
-from ._conv import as_images, check_channels, check_kernel, formats, geometry, operands
+from ._common import Size, as_given, images, public, real
+from ._conv import as_images, check_channels, fitted, formats, geometry, operands
 from .batch_norm import batch_norm, check_norm, move_running
 from .conv2d import conv2d
 
@@ -46,9 +46,10 @@ def conv_bn_relu(
     name = "conv_bn_relu"
     given = operands(name, 2, input, weight, bias)
     g = geometry(name, weight.shape[2:], stride, padding, dilation, groups)
-    check_channels(name, given, weight.shape[1] * groups, weight.shape[0], groups)
-    check_kernel(name, given, g)
+    check_channels(name, given, weight.shape[1] * g.groups, weight.shape[0], g.groups)
+    g = fitted(name, input.shape[-2:], weight.shape[2:], g)
     check_activation(name, activation)
+    momentum, eps = real(name, "momentum", momentum), real(name, "eps", eps)
     x, w, b = as_images(*given, 2)
     shape = g.y_shape(x.shape, w.shape)
     norm = running_mean, running_var, bn_weight, bn_bias
@@ -71,7 +72,7 @@ def conv_bn_relu(
     for of_batch in stats:
         n = shape[0] * shape[2] * shape[3]
         move_running(running_mean, running_var, of_batch.unbind(), n, momentum)
-    return as_given(y, 2, input)
+    return y if input.dim() == 4 else y.squeeze(0)  # a view: y is kept for the backward
 
 
 def check_activation(name: str, activation: str | None) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ._common import Size, apply, as_given, ints, public
-from ._conv import as_images, check_channels, formats, geometry, operands
+from ._common import Size, apply, as_given, ints, public, require_at_least
+from ._conv import as_images, check_channels, fitted, formats, geometry, operands
 from .conv.geometry import Formats, Geometry
 from .conv2d import Conv2dDgradFunction
 
@@ -47,10 +47,11 @@ def transposed_convolution(
     """conv_transpose1d or conv_transpose2d, by the number of spatial axes."""
     given = operands(name, dims, input, weight, bias)
     extra = ints(name, "output_padding", output_padding, dims)
+    require_at_least(name, "output_padding", extra, 0)
     g = geometry(
         name, weight.shape[2:], stride, ints(name, "padding", padding, dims), dilation, groups
     )
-    check_channels(name, given, weight.shape[0], weight.shape[1] * groups, groups)
+    check_channels(name, given, weight.shape[0], weight.shape[1] * g.groups, g.groups)
     _check_output_padding(name, g, extra)
     spatial = given.x.shape[2 - given.w.dim() :]
     if 0 in weight.shape or 0 in spatial:
@@ -58,19 +59,19 @@ def transposed_convolution(
             f"{name}: input and weight must not be empty but for the batch, got input "
             f"{tuple(input.shape)} and weight {tuple(weight.shape)}"
         )
-    sizes = output_sizes(spatial, weight.shape[2:], g, extra)
+    g = leading_back(g, extra)
+    sizes = g.x_shape((1, 1, *spatial), weight.shape)[2:]
     if min(sizes) < 1:
         raise RuntimeError(
             f"{name}: output would be empty: size {tuple(sizes)} for input {tuple(input.shape)} "
             f"and kernel {tuple(weight.shape[2:])} with padding {g.before}; reduce the padding"
         )
-    g = leading_back(g, extra).of_images()
+    g = fitted(name, sizes, weight.shape[2:], g).of_images()
 
     x, w, b = as_images(*given, dims)
-    shape = (x.shape[0], weight.shape[1] * groups, *(1,) * (2 - dims), *sizes)
     of = formats(x, w)
     of = Formats(x=of.y, w=of.w, y=of.x)  # to conv2d this output is the input
-    y = apply(name, Conv2dDgradFunction, x, w, b, shape, of, g)
+    y = apply(name, Conv2dDgradFunction, x, w, b, None, of, g)
     return as_given(y, dims, input)
 
 
@@ -80,18 +81,6 @@ def _check_output_padding(name: str, g: Geometry, extra: tuple[int, ...]) -> Non
             f"{name}: output_padding must be non-negative and smaller than either stride or "
             f"dilation, got {extra} for stride {g.stride} and dilation {g.dilation}"
         )
-
-
-def output_sizes(
-    spatial: Sequence[int], kernel: Sequence[int], g: Geometry, extra: Sequence[int]
-) -> list[int]:
-    """By axis; extra is the output padding."""
-    return [
-        (n - 1) * s - 2 * p + d * (k - 1) + e + 1
-        for n, s, p, d, k, e in zip(
-            spatial, g.stride, g.before, g.dilation, kernel, extra, strict=True
-        )
-    ]
 
 
 def leading_back(g: Geometry, extra: Sequence[int]) -> Geometry:

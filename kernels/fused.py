@@ -18,7 +18,7 @@ from ._conv import geometry
 from ._split import sum_dtype
 from .batch_norm import move_running
 from .conv_bn_relu import check_activation
-from .conv_transpose2d import leading_back, output_sizes
+from .conv_transpose2d import leading_back
 from .modules import BatchNorm2d, Conv2d
 
 
@@ -115,8 +115,8 @@ def _unit(of: UnitOf, x_shape: Sequence[int], modules: Sequence[nn.Module]) -> t
     g = geometry("conv_bn_relu", w.shape[2:], conv.stride, conv.padding, conv.dilation, conv.groups)
     size = None
     if conv.transposed:
-        size = tuple(output_sizes(x_shape[2:], w.shape[2:], g, conv.output_padding))
         g = leading_back(g, conv.output_padding)
+        size = tuple(g.x_shape(x_shape, w.shape)[2:])
     if of.norm is None:
         return Unit(g, size, layout(w), False, 0.0, of.activation), Tensors(w, bias)
     norm = modules[of.norm]

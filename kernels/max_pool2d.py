@@ -35,7 +35,15 @@ from ._common import (
     units,
 )
 from ._launch import launch
-from ._pool import SCHEMA, Window, covering_window, span_tile, store_span, window
+from ._pool import (
+    SCHEMA,
+    Window,
+    covering_window,
+    span_tile,
+    store_span,
+    window,
+    with_winner,
+)
 
 
 @triton.jit
@@ -165,8 +173,8 @@ def _fake(x, with_tap, *geometry):
 @op(f"max_pool2d(Tensor x, bool with_tap, {SCHEMA}) -> (Tensor, Tensor)", _fake)
 def _max_pool2d(x, with_tap, *geometry):
     w = Window(*geometry)
-    y = empty_nhwc(w.y_shape(x.shape), x)
-    tap = empty_nhwc(y.shape if with_tap else (0, 0, 0, 0), x, _tap_dtype(w))
+    y = empty_nhwc(w.y_shape(x.shape), x, layout(x))
+    tap = empty_nhwc(y.shape if with_tap else (0, 0, 0, 0), x, dtype=_tap_dtype(w))
     N, C, OH, OW = y.shape
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
@@ -185,7 +193,7 @@ def _max_pool2d(x, with_tap, *geometry):
 )
 def _max_pool2d_scatter(dy, tap, x_shape, memory_format, *geometry):
     w = Window(*geometry)
-    dx = empty_nhwc(x_shape, dy)
+    dx = empty_nhwc(x_shape, dy, memory_format)
     N, C, H, W = x_shape
     settings = accumulator(dy.dtype), index_type(dx, dy)
     if w.unrolls:
@@ -214,7 +222,7 @@ def _max_pool2d_scatter(dy, tap, x_shape, memory_format, *geometry):
 )
 def _max_pool2d_gather(x, tap, *geometry):
     w = Window(*geometry)
-    y = empty_nhwc(tap.shape, x)
+    y = empty_nhwc(tap.shape, x, layout(x))
     N, C, OH, OW = y.shape
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
@@ -326,8 +334,7 @@ def max_pool(
 ) -> Tensor | tuple[Tensor, Tensor]:
     w = window(name, dims, input, kernel_size, stride, padding, dilation, ceil_mode).of_images()
     x = images(input, dims)
-    with_tap = return_indices or (torch.is_grad_enabled() and input.requires_grad)
-    y, tap = apply(name, MaxPool2dFunction, x, with_tap, w)
+    y, tap = apply(name, MaxPool2dFunction, x, with_winner(input, return_indices), w)
     if not return_indices:
         return as_given(y, dims, input)
     indices = leave(_flat_indices(tap, w, x.shape[-1]), layout(x))

@@ -4,7 +4,7 @@ Constructor, state_dict, repr, initialisation and pickling are torch's.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from ._common import no_script
@@ -19,11 +19,22 @@ from .max_pool2d import max_pool1d, max_pool2d
 
 
 class _Layer:
+    """What torch's tools see of a layer; what it computes is in _run."""
+
+    def forward(self, input: Tensor, *args, **kwargs) -> Tensor | tuple[Tensor, Tensor]:
+        if isinstance(input, fx.Proxy):  # a leaf of the graph that is traced, as torch.nn's are
+            path = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", path, (input, *args), kwargs)
+        return self._run(input, *args, **kwargs)
+
     def __prepare_scriptable__(self) -> None:
         no_script(type(self).__name__)
 
 
 class _Conv(_Layer):
+    def _run(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
@@ -33,7 +44,7 @@ class _Conv(_Layer):
 
 
 class _ConvTranspose(_Layer):
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def _run(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         output_padding = self._output_padding(
             input,
             output_size,
@@ -56,7 +67,7 @@ class _ConvTranspose(_Layer):
 
 
 class _MaxPool(_Layer):
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _run(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self._operator(
             input,
             self.kernel_size,
@@ -69,7 +80,7 @@ class _MaxPool(_Layer):
 
 
 class _BatchNorm(_Layer):
-    def forward(self, input: Tensor) -> Tensor:
+    def _run(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         *running, of_batch, momentum = self.statistics()
         return batch_norm(input, *running, self.weight, self.bias, of_batch, momentum, self.eps)
@@ -80,7 +91,7 @@ class _BatchNorm(_Layer):
         A call counts the batch, in training.
         """
         momentum = self.momentum or 0.0
-        if self.training and self.track_running_stats:
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # the average of all batches so far
                 momentum = 1.0 / float(self.num_batches_tracked)
@@ -178,7 +189,7 @@ class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d, BatchNorm2d):
 class AvgPool1d(_Layer, torch.nn.AvgPool1d):
     """As torch.nn.AvgPool1d, on avg_pool1d's kernels."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _run(self, input: Tensor) -> Tensor:
         return avg_pool1d(
             input,
             self.kernel_size,
@@ -192,7 +203,7 @@ class AvgPool1d(_Layer, torch.nn.AvgPool1d):
 class AvgPool2d(_Layer, torch.nn.AvgPool2d):
     """As torch.nn.AvgPool2d, on avg_pool2d's kernels."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _run(self, input: Tensor) -> Tensor:
         return avg_pool2d(
             input,
             self.kernel_size,
@@ -207,26 +218,26 @@ class AvgPool2d(_Layer, torch.nn.AvgPool2d):
 class AdaptiveAvgPool1d(_Layer, torch.nn.AdaptiveAvgPool1d):
     """As torch.nn.AdaptiveAvgPool1d, on adaptive_avg_pool1d's kernels."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _run(self, input: Tensor) -> Tensor:
         return adaptive_avg_pool1d(input, self.output_size)
 
 
 class AdaptiveAvgPool2d(_Layer, torch.nn.AdaptiveAvgPool2d):
     """As torch.nn.AdaptiveAvgPool2d, on adaptive_avg_pool2d's kernels."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _run(self, input: Tensor) -> Tensor:
         return adaptive_avg_pool2d(input, self.output_size)
 
 
 class AdaptiveMaxPool1d(_Layer, torch.nn.AdaptiveMaxPool1d):
     """As torch.nn.AdaptiveMaxPool1d, on adaptive_max_pool1d's kernels."""
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _run(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return adaptive_max_pool1d(input, self.output_size, self.return_indices)
 
 
 class AdaptiveMaxPool2d(_Layer, torch.nn.AdaptiveMaxPool2d):
     """As torch.nn.AdaptiveMaxPool2d, on adaptive_max_pool2d's kernels."""
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _run(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return adaptive_max_pool2d(input, self.output_size, self.return_indices)

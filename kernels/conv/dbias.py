@@ -39,10 +39,11 @@ def conv2d_dbias(dy):
     block_p = min(block_p, triton.next_power_of_2(pixels))
     tiles_c = triton.cdiv(C, block_c)
     splits, pixels_a_split = _split.shares(tiles_c, pixels, triton.cdiv(pixels, block_p))
-    partial = _split.split_buffer(splits, (C,), dy)
+    db = dy.new_empty(C)
+    partial = _split.partial_sums(splits, db)
     launch(
         _conv2d_dbias_kernel, tiles_c * splits,
         dy, partial, pixels, C, pixels_a_split,
         accumulator(dy.dtype), index_type(dy), block_p, block_c, out=partial,
     )  # fmt: skip
-    return _split.add_splits(partial, (C,), dy.dtype)
+    return _split.add_splits(partial, db)

@@ -166,7 +166,7 @@ def convolve(
         tuple(geometry), source.dtype, input_precision(source), source.device,
     )  # fmt: skip
     p, call = choice.problem, choice.call
-    result = empty_nhwc(p.y if work == "forward" else p.x, source)
+    result = empty_nhwc(p.y if work == "forward" else p.x, source, memory_format)
     partial = partial_statistics(call.parts, result.shape[1], result) if with_stats else None
     args = *call.operands(nhwc(source), nhwc(w)), result, *call.sizes, *end.arguments(partial)
     outs = (result, partial) if with_stats else (result,)
@@ -190,14 +190,13 @@ def reduce(
     """wgrad."""
     if dy.numel() == 0 or x.numel() == 0:
         return x.new_zeros(w_shape).contiguous(memory_format=memory_format)
-    CO, CG, KH, KW = w_shape
     choice = chosen(
         "wgrad", x.shape, tuple(w_shape), dy.shape, tuple(geometry), x.dtype, input_precision(x),
         x.device,
     )  # fmt: skip
     call = choice.call
-    partial = _split.split_buffer(call.parts, (CO, KH, KW, CG), x)
+    dw = empty_nhwc(w_shape, x, memory_format)
+    partial = _split.partial_sums(call.parts, dw)
     args = *call.operands(nhwc(dy), nhwc(x)), partial, *call.sizes
     start(call.kernel, call.programs, args, (partial,), call.constants, choice)
-    dw = _split.add_splits(partial, (CO, KH, KW, CG), x.dtype)
-    return leave(dw.permute(0, 3, 1, 2), memory_format)
+    return leave(_split.add_splits(partial, dw), memory_format)

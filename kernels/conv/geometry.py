@@ -30,6 +30,16 @@ class Geometry(NamedTuple):
             )
         ]
 
+    def x_shape(self, y_shape: Sequence[int], w_shape: Sequence[int]) -> list[int]:
+        """[N, C, H, W] of the smallest images that give y_shape: those of the transposed
+        convolution, whose output padding `after` is short of."""
+        return [y_shape[0], w_shape[1] * self.groups] + [
+            (size - 1) * stride - before - after + dilation * (taps - 1) + 1
+            for size, taps, stride, before, after, dilation in zip(
+                y_shape[2:], w_shape[2:], *self[:4], strict=True
+            )
+        ]
+
     @property
     def flat(self) -> Ints:
         """As the ops take it: a list of its own for each field costs them as much as a launch."""

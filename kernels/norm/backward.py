@@ -101,11 +101,11 @@ FORWARD = "Tensor x, Tensor mean, Tensor var, Tensor? w, Tensor? b, float eps, s
 
 def _sums(dy, x, mean, var, w, b, eps, activation, y, z):
     N, C, H, W = x.shape
-    dtype = sum_dtype(x.dtype)
+    sums = x.new_empty((2, C), dtype=sum_dtype(x.dtype))
     if x.numel() == 0:
-        return x.new_zeros((2, C), dtype=dtype)
+        return sums.zero_()
     programs, splits, pixels_a_split, blocks = shares(N * H * W, C)
-    partial = torch.empty((splits, 2, C), dtype=dtype, device=x.device)
+    partial = _split.partial_sums(splits, sums)
     launch(
         _batch_norm_sums_kernel, programs,
         nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y), z,
@@ -113,7 +113,7 @@ def _sums(dy, x, mean, var, w, b, eps, activation, y, z):
         activation, eps, accumulator(x.dtype), index_type(x),
         out=(partial,) if z is None else (partial, z), **blocks,
     )  # fmt: skip
-    return _split.add_splits(partial, (2, C), dtype)
+    return _split.add_splits(partial, sums)
 
 
 @op(
@@ -146,7 +146,7 @@ def batch_norm_sums_and_y(dy, x, mean, var, w, b, eps, activation):
 def batch_norm_bwd(dy, x, mean, var, w, b, eps, activation, y, sums, memory_format):
     """dx; sums are given where mean and var are x's own."""
     N, C, H, W = x.shape
-    dx = empty_nhwc(x.shape, x)
+    dx = empty_nhwc(x.shape, x, memory_format)
     programs, blocks = pixel_blocks(N * H * W, C, 4096 // dx.element_size())
     launch(
         _batch_norm_bwd_kernel, programs,

@@ -110,7 +110,7 @@ def batch_norm(
     x, mean, var, w, b, eps, r, r_mean, r_var, r_w, r_b, r_eps, activation, memory_format
 ):
     N, C, H, W = x.shape
-    y = empty_nhwc(x.shape, x)
+    y = empty_nhwc(x.shape, x, memory_format)
     programs, blocks = pixel_blocks(N * H * W, C, 4096 // y.element_size())
     launch(
         _batch_norm_fwd_kernel, programs,
