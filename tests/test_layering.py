@@ -23,6 +23,7 @@ LAYERS = {
     "kernels/conv/box.py": set(),
     "kernels/conv/tma.py": {"_common", "general", "problem"},
     "kernels/conv/epilogue.py": {"_common", "norm"},
+    "kernels/conv/flops.py": {"dgrad", "forward", "wgrad"},
 }
 OPERATOR = {"_common", "_launch", "_pool", "_split"}
 NORM = {"_common", "_launch", "_split", "normalise", "stats"}
