@@ -296,7 +296,7 @@ def test_adaptive_pools_count_beyond_32_bits(device):
 
 ERRORS = [
     ("max_pool2d", {"kernel_size": 3, "padding": 2}, RuntimeError,
-     "padding must be at most half of the .* kernel_size, got padding=2 for kernel_size=3"),
+     "padding must be at most half of kernel_size, got padding=2 for kernel_size=3"),
     ("avg_pool2d", {"kernel_size": 3, "padding": 2}, RuntimeError, "padding must be at most half"),
     ("max_pool2d", {"kernel_size": 0}, RuntimeError, "kernel_size must be positive"),
     ("max_pool2d", {"kernel_size": 2, "stride": 0}, RuntimeError, "stride must be positive"),
@@ -306,7 +306,7 @@ ERRORS = [
     ("max_pool2d", {"kernel_size": 6}, RuntimeError, "output would be empty"),
     ("avg_pool2d", {"kernel_size": 6}, RuntimeError, "output would be empty"),
     ("avg_pool2d", {"kernel_size": 2, "padding": -1}, RuntimeError, "padding must be non-negative"),
-    ("avg_pool2d", {"kernel_size": 2, "divisor_override": 0}, RuntimeError, "must not be zero"),
+    ("avg_pool2d", {"kernel_size": 2, "divisor_override": 0}, RuntimeError, "other than zero"),
     ("adaptive_avg_pool2d", {"output_size": -1}, RuntimeError, "output_size must be non-negative"),
     ("adaptive_avg_pool2d", {"output_size": (1, 2, 3)}, RuntimeError, "int or a tuple of 2"),
     ("adaptive_avg_pool2d", {"output_size": 2.5}, TypeError, "output_size must be an int"),
