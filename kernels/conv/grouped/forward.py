@@ -15,7 +15,46 @@ from ..epilogue import finish
 from ..family import Call, Family
 from ..problem import Problem
 from .bundles import Bundle, bundles, constants, declines, serving
-from .taps import accumulate_taps, bundle_channels
+from .taps import accumulate_taps, add_tap, all_finite, bundle_channels, program_anew
+
+
+@triton.jit
+def _place(
+    program, OH, OW, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    GROUPS: tl.constexpr, INDEX: tl.constexpr, BUNDLE: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """A program's first group, its first pixel, and where its pixels' windows start."""
+    bundles = tl.cdiv(GROUPS, BUNDLE)
+    start = tl.cast(program // bundles, INDEX) * BLOCK_M
+    image, oh, ow = unravel(start, BLOCK_M, OH, OW)
+    return program % bundles * BUNDLE, start, image, oh * SH - PH, ow * SW - PW
+
+
+@triton.jit
+def _add_tap(
+    acc, x_ptr, w_ptr, pixels, H, W, OH, OW, step,
+    KH: tl.constexpr, KW: tl.constexpr,
+    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    DH: tl.constexpr, DW: tl.constexpr,
+    GROUPS: tl.constexpr, CG: tl.constexpr, COG: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BUNDLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """acc, with one tap of one group added."""
+    tap = step % (KH * KW)
+    first, start, image, h0, w0 = _place(
+        program_anew(step), OH, OW, SH, SW, PH, PW, GROUPS, INDEX, BUNDLE, BLOCK_M,
+    )  # fmt: skip
+    group = first + step // (KH * KW)
+    h, w = h0 + tap // KW * DH, w0 + tap % KW * DW
+    inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    inside &= (start + tl.arange(0, BLOCK_M) < pixels) & (group < GROUPS)
+    o = first * COG + tl.arange(0, BLOCK_O)
+    return add_tap(
+        acc, x_ptr + (((image * H + h) * W + w) * tl.cast(CG * GROUPS, INDEX) + group * CG), inside,
+        w_ptr + (o * tl.cast(KH * KW * CG, INDEX) + tap * CG),
+        (o // COG == group) & (group < GROUPS), 1, CG, PRECISION,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=("pixels", "H", "W", "OH", "OW"))
@@ -31,18 +70,13 @@ def _conv2d_grouped_fwd_kernel(
     BUNDLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    bundles = tl.cdiv(GROUPS, BUNDLE)
-    group = program % bundles * BUNDLE
-    part = program // bundles
+    group, start, image, h0, w0 = _place(
+        tl.program_id(0), OH, OW, SH, SW, PH, PW, GROUPS, INDEX, BUNDLE, BLOCK_M
+    )
     c, c_inside = bundle_channels(group, GROUPS, BUNDLE, CG, BLOCK_C)
     o, o_inside = bundle_channels(group, GROUPS, BUNDLE, COG, BLOCK_O)
-    start = tl.cast(part, INDEX) * BLOCK_M
     m = start + tl.arange(0, BLOCK_M)
     C, CO = tl.cast(CG * GROUPS, INDEX), tl.cast(COG * GROUPS, INDEX)
-
-    image, oh, ow = unravel(start, BLOCK_M, OH, OW)
-    h0, w0 = oh * SH - PH, ow * SW - PW
     w_w = tl.cast(CG, INDEX)
     acc = accumulate_taps(
         tl.zeros((BLOCK_M, BLOCK_O), ACC),
@@ -52,11 +86,19 @@ def _conv2d_grouped_fwd_kernel(
         (c // CG)[:, None] == tl.where(o_inside, o // COG, -1)[None, :], KW * w_w, w_w,
         KH, KW, DH, DW, PRECISION, STAGES,
     )  # fmt: skip
+    if BUNDLE > 1:
+        if not all_finite(acc):
+            acc = tl.zeros((BLOCK_M, BLOCK_O), ACC)
+            for step in tl.range(0, BUNDLE * KH * KW, num_stages=1):
+                acc = _add_tap(
+                    acc, x_ptr, w_ptr, pixels, H, W, OH, OW, step, KH, KW, SH, SW, PH, PW, DH, DW,
+                    GROUPS, CG, COG, PRECISION, INDEX, BUNDLE, BLOCK_M, BLOCK_O,
+                )  # fmt: skip
 
     o += group * COG
     finish(
         acc, y_ptr, m[:, None] * CO + o[None, :], m < pixels, tl.minimum(pixels - start, BLOCK_M),
-        o, CO, o_inside, part,
+        o, CO, o_inside, tl.program_id(0) // tl.cdiv(GROUPS, BUNDLE),
         b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
         EPS, ACTIVATION, ACC,
     )  # fmt: skip
