@@ -80,9 +80,7 @@ def inner_loop(code: Code) -> Code:
     """
     spans = _loops(code)
     loops = sorted((code[start : end + 1] for start, end in spans), key=len)
-    outside = [
-        i for n, i in enumerate(code) if not any(start <= n <= end for start, end in spans)
-    ]
+    outside = [i for n, i in enumerate(code) if not any(start <= n <= end for start, end in spans)]
     for names in (MATRIX, LOADS):
         for loop in loops:
             if any(i.name in names for i in loop):

@@ -103,7 +103,7 @@ def _conv2d_depthwise_kernel(
     oh0 = strip * ROWS
     offs = (((image * OH + oh0) * OW + ow) * pixel)[:, None] + c[None, :]
     n = tl.zeros((BLOCK_C,), ACC)
-    mean, m2 = n, n
+    mean, rest, var = n, n, n
     for i in tl.static_range(ROWS):
         rows = inside & (oh0 + i < OH)
         stored = store_tile(
@@ -112,10 +112,12 @@ def _conv2d_depthwise_kernel(
         )  # fmt: skip
         if partial_ptr is not None:
             row_n = tl.sum(rows.to(ACC), axis=0)
-            row_mean, row_m2 = block_statistics(stored, rows[:, None], row_n)
-            n, mean, m2 = combine(n, mean, m2, row_n, row_mean, row_m2)
+            row_mean, row_rest, row_var = block_statistics(stored, rows[:, None], row_n)
+            n, mean, rest, var = combine(
+                n, mean, rest, var, row_n, row_mean, row_rest, row_var
+            )  # fmt: skip
     if partial_ptr is not None:
-        store_statistics(partial_ptr, part, c, C, channels, n, mean, m2)
+        store_statistics(partial_ptr, part, c, C, channels, n, mean, rest, var)
 
 
 def _configs(p: Problem) -> tuple[Strip, ...]:

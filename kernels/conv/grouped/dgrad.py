@@ -20,7 +20,7 @@ from ..epilogue import finish
 from ..family import Call, Family
 from ..problem import Problem
 from .bundles import Bundle, bundles, constants, declines, serving
-from .taps import accumulate_taps, add_tap, all_finite, bundle_channels, program_anew
+from .taps import accumulate_taps, add_tap, bundle_channels, program_anew, spoiled, tile_of
 
 
 @triton.jit
@@ -52,33 +52,51 @@ def _place(
 
 
 @triton.jit
-def _add_tap(
-    acc, dy_ptr, w_ptr, N, H, W, OH, OW, tiles_m, step,
-    KH: tl.constexpr, KW: tl.constexpr,
+def _group_by_group(
+    dy_ptr, w_ptr, dx_ptr, N, H, W, OH, OW, tiles_m,
+    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     DH: tl.constexpr, DW: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     GROUPS: tl.constexpr, CG: tl.constexpr, COG: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BUNDLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BUNDLE: tl.constexpr, BLOCK_M: tl.constexpr, taps,
 ):  # fmt: skip
-    """acc, with one tap of one group added."""
-    first, _, start, pixels, image, h, w, first_h, first_w, taps_h, taps_w, reached = _place(
-        program_anew(step), H, W, tiles_m, KH, KW, SH, SW, PH, PW, DH, DW, STEP_H, STEP_W,
-        GROUPS, INDEX, BUNDLE, BLOCK_M,
-    )  # fmt: skip
-    tap = step % (taps_h * taps_w)
-    group = first + step // (taps_h * taps_w)
-    kh, kw = first_h + tap // taps_w * STEP_H, first_w + tap % taps_w * STEP_W
-    oh, ow = (h + PH - kh * DH) // SH, (w + PW - kw * DW) // SW
-    inside = (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
-    inside &= (start + tl.arange(0, BLOCK_M) < N * pixels) & reached & (group < GROUPS)
-    c = first * CG + tl.arange(0, BLOCK_C)
-    taps = tl.cast(KH * KW * CG, INDEX)
-    return add_tap(
-        acc, dy_ptr + (((image * OH + oh) * OW + ow) * tl.cast(COG * GROUPS, INDEX) + group * COG),
-        inside, w_ptr + (group * COG * taps + (kh * KW + kw) * CG + c % CG),
-        (c // CG == group) & (group < GROUPS), taps, COG, PRECISION,
-    )  # fmt: skip
+    """What the kernel does, where something is not finite."""
+    n = tile_of(CG)
+    C, CO = tl.cast(CG * GROUPS, INDEX), tl.cast(COG * GROUPS, INDEX)
+    for i in range(BUNDLE):
+        acc = tl.zeros((BLOCK_M, n.shape[0]), ACC)
+        for tap in range(taps):
+            first, _, start, pixels, image, h, w, first_h, first_w, _, taps_w, reached = _place(
+                program_anew(i + tap), H, W, tiles_m, KH, KW, SH, SW, PH, PW, DH, DW,
+                STEP_H, STEP_W, GROUPS, INDEX, BUNDLE, BLOCK_M,
+            )  # fmt: skip
+            group = first + i
+            kh, kw = first_h + tap // taps_w * STEP_H, first_w + tap % taps_w * STEP_W
+            oh, ow = (h + PH - kh * DH) // SH, (w + PW - kw * DW) // SW
+            inside = (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW) & reached & (group < GROUPS)
+            inside &= start + tl.arange(0, BLOCK_M) < N * pixels
+            w_o = tl.cast(KH * KW * CG, INDEX)
+            acc = add_tap(
+                acc, dy_ptr + (((image * OH + oh) * OW + ow) * CO + group * COG), inside,
+                w_ptr + (group * COG * w_o + (kh * KW + kw) * CG + n), (n < CG) & (group < GROUPS),
+                w_o, COG, PRECISION,
+            )  # fmt: skip
+
+        first, part, start, pixels, image, h, w, _, _, _, _, _ = _place(
+            program_anew(i), H, W, tiles_m, KH, KW, SH, SW, PH, PW, DH, DW,
+            STEP_H, STEP_W, GROUPS, INDEX, BUNDLE, BLOCK_M,
+        )  # fmt: skip
+        c, pixels = (first + i) * CG + n, N * pixels
+        finish(
+            acc, dx_ptr, ((image * H + h) * W + w)[:, None] * C + c[None, :],
+            start + tl.arange(0, BLOCK_M) < pixels,
+            tl.minimum(tl.maximum(pixels - start, 0), BLOCK_M), c, C,
+            (n < CG) & (first + i < GROUPS), part,
+            b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+            EPS, ACTIVATION, ACC,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=("N", "H", "W", "OH", "OW", "tiles_m"))
@@ -118,15 +136,15 @@ def _conv2d_grouped_dgrad_kernel(
         STEP_H * KW * w_w, STEP_W * w_w,
         taps_h, taps_w, step_h, step_w, PRECISION, STAGES,
     )  # fmt: skip
-    if BUNDLE > 1:
-        if not all_finite(acc):
-            acc = tl.zeros((BLOCK_M, BLOCK_C), ACC)
-            for step in tl.range(0, BUNDLE * taps_h * taps_w, num_stages=1):
-                acc = _add_tap(
-                    acc, dy_ptr, w_ptr, N, H, W, OH, OW, tiles_m, step,
-                    KH, KW, SH, SW, PH, PW, DH, DW, STEP_H, STEP_W,
-                    GROUPS, CG, COG, PRECISION, INDEX, BUNDLE, BLOCK_M, BLOCK_C,
-                )  # fmt: skip
+    if BUNDLE > 1:  # noqa: SIM102 at compile time, and only then the other
+        if spoiled(acc):
+            _group_by_group(
+                dy_ptr, w_ptr, dx_ptr, N, H, W, OH, OW, tiles_m,
+                b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+                EPS, ACTIVATION, KH, KW, SH, SW, PH, PW, DH, DW, STEP_H, STEP_W,
+                GROUPS, CG, COG, PRECISION, ACC, INDEX, BUNDLE, BLOCK_M, taps_h * taps_w,
+            )  # fmt: skip
+            return
 
     c += group * CG
     finish(

@@ -4,8 +4,8 @@
 
 over the channels k and n of one bundle of groups: a tap's weights are a tile with the groups'
 blocks on its diagonal and zeros beside them.  These make NaN of what is not finite in x, in every
-group of the bundle: a program whose sums are not finite takes them anew, each group by itself.  For
-that it computes where its tiles lie in every step: kept in registers, it would cost all programs.
+group of the bundle: a program whose sums are not finite takes them anew, each group by itself.  It
+then computes in every step where its tiles lie: kept in registers, that would cost all programs.
 """
 
 import triton
@@ -62,8 +62,9 @@ def accumulate_taps(
 
 
 @triton.jit
-def all_finite(acc):
-    return tl.sum(acc * 0.0) == 0.0  # one instruction an element: anything else makes NaN
+def spoiled(acc):
+    """Whether anything in acc is not finite; one instruction an element: others make NaN."""
+    return tl.sum(acc * 0.0) != 0.0
 
 
 @triton.jit
@@ -73,13 +74,18 @@ def program_anew(step):
 
 
 @triton.jit
+def tile_of(CHANNELS: tl.constexpr):
+    """Indices that hold one group's channels; 16 at least, for a matrix instruction."""
+    return tl.arange(0, 16 if CHANNELS <= 16 else 32)
+
+
+@triton.jit
 def add_tap(
-    acc, x_ptr, row_inside, w_ptr, column_inside, w_k,
+    acc, x_ptr, row_inside, w_ptr, column_inside, w_k,  # x_ptr [BLOCK_M], w_ptr [BLOCK_N]
     CHANNELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc, and what one tap of one group's CHANNELS brings, the first of which lie at x_ptr and w_ptr;
-    w's lie w_k apart."""
-    k = tl.arange(0, 16 if CHANNELS <= 16 else 32)
+    """acc, and one tap of one group's CHANNELS, of which w's lie w_k apart."""
+    k = tile_of(CHANNELS)
     x_inside = row_inside[:, None] & (k < CHANNELS)[None, :]
     w_inside = (k < CHANNELS)[:, None] & column_inside[None, :]
     x_tile = tl.load(x_ptr[:, None] + k[None, :], mask=x_inside, other=0.0)
