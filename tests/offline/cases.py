@@ -321,6 +321,12 @@ FORMS = (
     depthwise("7x7/2", "fp32", 7, stride=2),
     *(depthwise(f"{k}x{k}", "fp64", k) for k in (3, 7)),
     depthwise("3x3", "fp16", 3, c=36),
+    Case(
+        "3x3 30x30 depthwise 64",
+        "fp16",
+        conv(64, 64, 3, size=30, groups=64, padding=1, grads="w"),
+        family="depthwise",
+    ),
     # 64-bit offsets
     Case("3x3 128 wide", "fp16", wide(conv(128, 128, 3, padding=1, bias=True))),
     depthwise("3x3 wide", "fp16", 3, calling=wide),
