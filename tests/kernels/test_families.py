@@ -162,7 +162,11 @@ def planted(t: torch.Tensor) -> torch.Tensor:
 OPERANDS = {"forward": (0, 1), "dgrad": (2, 1), "wgrad": (0, 2)}  # of x, w and dy
 
 
-@pytest.mark.parametrize(("name", "work", "dtype", "shape", "config"), list(configured()))
+# float16 has the most configurations, and no family's masks depend on the dtype
+ONE_DTYPE = [p for p in configured() if p.values[2] == torch.float16]
+
+
+@pytest.mark.parametrize(("name", "work", "dtype", "shape", "config"), ONE_DTYPE)
 def test_what_is_not_finite_stays_where_it_belongs(
     name, work, dtype, shape, config, device, monkeypatch
 ):
