@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._common import apply
+from ._common import apply, layout, nhwc
 from .batch_norm import NO_RESIDUAL, batch_norm
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad, conv2d_dgrad_fused, conv2d_dgrad_stats
@@ -26,7 +26,14 @@ from .conv.forward import conv2d_forward, conv2d_fused, conv2d_stats
 from .conv.geometry import Formats, Geometry
 from .conv.wgrad import conv2d_wgrad
 from .conv2d import Conv2dDgradFunction, Conv2dFunction
-from .norm.backward import batch_norm_bwd, batch_norm_sums, batch_norm_sums_and_y
+from .norm.backward import (
+    batch_norm_bwd,
+    batch_norm_bwd_and_g,
+    batch_norm_g,
+    batch_norm_sums,
+    batch_norm_sums_and_g,
+    batch_norm_sums_and_y,
+)
 from .norm.normalise import batch_norm as normalise
 
 INSIDE = torch.channels_last  # the memory format of everything between a chain's input and output
@@ -209,20 +216,32 @@ def _output(block: Block, kept: list[Kept], x: Tensor, residual: Tensor | None) 
 
 
 def _norm_backward(
-    kept: Kept, dz: Tensor, activation: str, gate: Tensor | None, needs_dc: bool, needs_z: bool
-) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-    """From the gradient of act(norm(c) + ...): those of scale and shift, of c, and z if wanted."""
+    kept: Kept,
+    dz: Tensor,
+    activation: str,
+    gate: Tensor | None,
+    needs_dc: bool,
+    needs_z: bool = False,
+    needs_g: bool = False,
+) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, Tensor | None]:
+    """From the gradient of act(norm(c) + ...): those of scale and shift, of c, and z if wanted; and
+    the gradient of what is added, where that is wanted and a gate given."""
     norm = *kept.norm, activation
     needs_scale, needs_shift = kept.needs.scale, kept.needs.shift
-    sums = z = dc = None
+    sums = z = dc = g = None
     if needs_scale or needs_shift or (needs_dc and kept.unit.of_batch):
         if needs_z:
             sums, z = batch_norm_sums_and_y(dz, kept.c, *norm)
+        elif needs_g:
+            sums, g = batch_norm_sums_and_g(dz, kept.c, *norm, gate)
+            dz, norm, gate = g, (*kept.norm, "none"), None
         else:
             sums = batch_norm_sums(dz, kept.c, *norm, gate)
     elif needs_z:
         z = kept.z()
-    if needs_dc:
+    if needs_dc and needs_g and g is None:
+        dc, g = batch_norm_bwd_and_g(dz, kept.c, *norm, gate)
+    elif needs_dc:
         of_c = sums if kept.unit.of_batch else None
         dc = batch_norm_bwd(dz, kept.c, *norm, gate, of_c, INSIDE)
     gradients = {}
@@ -230,27 +249,36 @@ def _norm_backward(
         gradients["scale"] = sums[1].to(kept.tensors.scale.dtype, copy=True)
     if needs_shift:
         gradients["shift"] = sums[0].to(kept.tensors.shift.dtype, copy=True)
-    return gradients, dc, z
+    return gradients, dc, z, g
 
 
 def _backward(
-    block: Block, kept: list[Kept], x: Tensor, y: Tensor | None, dy: Tensor, needs_dx: bool
-) -> tuple[Tensor | None, list[Tensors]]:
-    """dx and the gradients of each unit's tensors; y is given where it is the gate."""
+    block: Block,
+    kept: list[Kept],
+    x: Tensor,
+    y: Tensor | None,
+    dy: Tensor,
+    needs_dx: bool,
+    needs_g: bool,
+) -> tuple[Tensor | None, list[Tensors], Tensor | None]:
+    """dx and the gradients of each unit's tensors; y is given where it is the gate.  Last dy where
+    that is open, if wanted: the gradient of a given residual."""
     main = kept[: len(main_units(block))]
     activation = main[-1].unit.activation
     found = [{} for _ in kept]
     # the first unit that something needs a gradient of, or through
     first = 0 if needs_dx else next((i for i, k in enumerate(main) if any(k.needs)), len(main))
 
-    dz, dc, gate = dy, None, y
+    dz, dc, gate, g = dy, None, y, None
     for i in reversed(range(first, len(main))):
         this, above = main[i], main[i + 1] if i + 1 < len(main) else None
         needs_dc = i > first or needs_dx or bool(this.needs.w or this.needs.bias)
         needs_z = above is not None and bool(above.needs.w)
-        norm, this_dc, z = _norm_backward(
-            this, dz, this.unit.activation, gate if above is None else None, needs_dc, needs_z
-        )
+        norm, this_dc, z, opened = _norm_backward(
+            this, dz, this.unit.activation, gate if above is None else None, needs_dc, needs_z,
+            needs_g and above is None,
+        )  # fmt: skip
+        g = g if opened is None else opened
         found[i] |= norm
         if needs_z:
             found[i + 1]["w"] = _w_gradient(above, dc, z)
@@ -268,7 +296,7 @@ def _backward(
     elif block.shortcut == "unit" and (needs_dx or any(kept[-1].needs)):
         side = kept[-1]
         needs_dc = needs_dx or bool(side.needs.w or side.needs.bias)
-        norm, dc_side, _ = _norm_backward(side, dy, activation, gate, needs_dc, False)
+        norm, dc_side, *_ = _norm_backward(side, dy, activation, gate, needs_dc)
         found[-1] |= norm
         if side.needs.w:
             found[-1]["w"] = _w_gradient(side, dc_side, x)
@@ -281,11 +309,13 @@ def _backward(
         gated = block.shortcut == "identity" and gate is not None
         how = (gate, activation) if gated else (None, "none")
         dx = _x_gradient(main[0], dc, x.shape, block.x_format, residual, *how)
-    return dx, [Tensors(**gradients) for gradients in found]
+    if needs_g and g is None:
+        g = batch_norm_g(dy, gate, activation)
+    return dx, [Tensors(**gradients) for gradients in found], g
 
 
 def _passed(dy: Tensor, y: Tensor, activation: str) -> Tensor:
-    """dy where the activation that gave y passes gradients."""
+    """dy where the activation that gave y passes gradients, as a function with gradients."""
     if activation == "none":
         return dy
     return dy.masked_fill((y <= 0) | (y >= 6) if activation == "relu6" else y <= 0, 0)
@@ -377,6 +407,7 @@ class ChainFunction(torch.autograd.Function):
         elif not blocks[-1].gated:
             outputs.pop()
         ctx.blocks, ctx.recompute = blocks, recompute
+        ctx.residual_format = None if residual is None else layout(residual)
         ctx.save_for_backward(x, *flat, *(k.c for k in kept), *(k.stats for k in kept), *outputs)
         ctx.set_materialize_grads(False)
         stats = [k.stats for k in kept if k.stats is not None]
@@ -395,15 +426,15 @@ class ChainFunction(torch.autograd.Function):
         convolved, stats = saved[: len(units)], saved[len(units) : 2 * len(units)]
         outputs = saved[2 * len(units) :]
 
-        dresidual, given = None, dy
-        if blocks[-1].shortcut == "given":
-            y = outputs[-1] if blocks[-1].gated else dy
-            given = _passed(dy, y, main_units(blocks[-1])[-1].activation)
-            dresidual = given if needs_dresidual else None
+        last = blocks[-1]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            dx, *gradients = _differentiable(blocks, given, x, flat, (needs_dx, *needs))
-            return None, None, dx, dresidual, *gradients
+            if last.shortcut == "given" and last.gated:
+                dy = _passed(dy, outputs[-1], main_units(last)[-1].activation)
+            dx, *gradients = _differentiable(blocks, dy, x, flat, (needs_dx, *needs))
+            return None, None, dx, dy if needs_dresidual else None, *gradients
 
+        dresidual = dy if needs_dresidual else None  # but for what its gate shuts
+        needs_g, dy = needs_dresidual and last.gated, nhwc(dy)
         kept = map(Kept, units, _tensors(flat), _tensors(needs), convolved, stats)
         parts = _by_block(blocks, kept)
         order = _backwards_again(parts, x) if ctx.recompute else _backwards(parts, x, outputs)
@@ -411,7 +442,9 @@ class ChainFunction(torch.autograd.Function):
         for block, of_block, x, y in order:
             left -= len(of_block) * len(Tensors._fields)
             below = needs_dx or any(needs[:left])
-            dy, of_units = _backward(block, of_block, x, y, dy, below)
+            dy, of_units, g = _backward(block, of_block, x, y, dy, below, needs_g)
+            if needs_g:
+                dresidual, needs_g = g.contiguous(memory_format=ctx.residual_format), False
             gradients = (*(g for unit in of_units for g in unit), *gradients)
             if not below:
                 break

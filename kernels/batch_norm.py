@@ -167,7 +167,10 @@ def move_running(
     mean, var = stats
     for running, value in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
         if running is not None:
-            running.copy_(running.to(value.dtype).lerp(value, momentum))
+            moved = running.to(value.dtype)  # itself, where it has that dtype
+            moved.mul_(1 - momentum).add_(value, alpha=momentum)  # lerp makes NaN of infinity
+            if moved is not running:
+                running.copy_(moved)
 
 
 def check_norm(

@@ -122,9 +122,8 @@ def conv2d(
     input [N, C, H, W] or [C, H, W], weight [CO, C / groups, KH, KW], bias [CO] -> [N, CO, OH, OW]
     or [CO, OH, OW], with OH = floor((H + 2*padding - dilation*(KH - 1) - 1) / stride) + 1, in
     channels_last if input or weight is.  float32, float16, bfloat16 or float64, all alike; padding
-    may be 'valid' or, at stride 1, 'same'.  With 2 to 32 channels a group, an input that is not
-    finite makes NaN in neighbouring groups, too.  Raises RuntimeError for shapes, dtypes or options
-    that do not fit, NotImplementedError for other dtypes.
+    may be 'valid' or, at stride 1, 'same'.  Raises RuntimeError for shapes, dtypes or options that
+    do not fit, NotImplementedError for other dtypes.
     """
     return convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 

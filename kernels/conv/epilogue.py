@@ -66,7 +66,7 @@ def finish(
     """Stores a program's only tile of y: acc [M, N] at offs, of channels c [N] of all C.
 
     rows [M], which are n, and channels [N] tell what is inside y; the tile's statistics go to row
-    `part` of partial [parts, 3, C].
+    `part` of partial [parts, 4, C].
     """
     terms = channel_terms(bias_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC)
     stored = store_tile(
@@ -74,8 +74,8 @@ def finish(
         bias_ptr, mean_ptr, residual_ptr, gate_ptr, ACTIVATION, ACC,
     )  # fmt: skip
     if partial_ptr is not None:
-        mean, m2 = block_statistics(stored, rows[:, None], n.to(ACC))
-        store_statistics(partial_ptr, part, c, C, channels, n.to(ACC), mean, m2)
+        mean, rest, var = block_statistics(stored, rows[:, None], n.to(ACC))
+        store_statistics(partial_ptr, part, c, C, channels, n.to(ACC), mean, rest, var)
 
 
 class Epilogue(NamedTuple):

@@ -9,7 +9,7 @@
 Where act passes no gradient is told by y if that is given; without a residual x tells it, too.
 Sums: a program owns BLOCK_C channels of a share of the pixels, and the shares are added in fixed
 order; on the way it can store y, which it had to compute.  dx: a program owns a tile of pixels by
-channels.
+channels.  Either can store g, where the residual needs a gradient: the first that reads dy does.
 """
 
 import torch
@@ -37,8 +37,8 @@ from .stats import shares
 
 @triton.jit(do_not_specialize=("pixels", "pixels_a_split"))
 def _batch_norm_sums_kernel(
-    dy_ptr, x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr, y_ptr, z_ptr, partial_ptr,
-    pixels, C, pixels_a_split,  # dy, x, y, z [pixels, C], partial [splits, 2, C]; z: y computed
+    dy_ptr, x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr, y_ptr, z_ptr, g_ptr, partial_ptr,
+    pixels, C, pixels_a_split,  # dy, x, y, z, g [pixels, C], partial [splits, 2, C]; z: y computed
     ACTIVATION: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -62,6 +62,8 @@ def _batch_norm_sums_kernel(
             y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(ACC)
         if ACTIVATION != "none":
             dy = tl.where(shut(y, ACTIVATION), 0.0, dy)
+        if g_ptr is not None:
+            tl.store(g_ptr + offs, dy, mask=inside)
         sum_dy += dy
         sum_dy_x += dy * x
     partial_ptr += split * 2 * C + c
@@ -71,8 +73,8 @@ def _batch_norm_sums_kernel(
 
 @triton.jit(do_not_specialize=("pixels",))
 def _batch_norm_bwd_kernel(
-    dy_ptr, x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr, y_ptr, sums_ptr, dx_ptr,
-    pixels, C,  # dy, x, y, dx [pixels, C], sums [2, C]
+    dy_ptr, x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr, y_ptr, sums_ptr, dx_ptr, g_ptr,
+    pixels, C,  # dy, x, y, dx, g [pixels, C], sums [2, C]
     ACTIVATION: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr,
     INDEX: tl.constexpr, UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -88,18 +90,21 @@ def _batch_norm_bwd_kernel(
         if y_ptr is not None:
             y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(ACC)
         dx = tl.where(shut(y, ACTIVATION), 0.0, dx)
+    if g_ptr is not None:
+        tl.store(g_ptr + offs, dx, mask=inside)
     if sums_ptr is not None:
         n = tl.cast(pixels, INDEX).to(ACC)
         of_dy = vector(sums_ptr, c, c < C, 0.0, ACC) / n
         of_dy_x = vector(sums_ptr + C, c, c < C, 0.0, ACC) / n * rstd
         dx -= of_dy[None, :] + x * of_dy_x[None, :]
-    tl.store(dx_ptr + offs, dx * scale[None, :], mask=inside)
+    if dx_ptr is not None:
+        tl.store(dx_ptr + offs, dx * scale[None, :], mask=inside)
 
 
 FORWARD = "Tensor x, Tensor mean, Tensor var, Tensor? w, Tensor? b, float eps, str activation"
 
 
-def _sums(dy, x, mean, var, w, b, eps, activation, y, z):
+def _sums(dy, x, mean, var, w, b, eps, activation, y, z=None, g=None):
     N, C, H, W = x.shape
     sums = x.new_empty((2, C), dtype=sum_dtype(x.dtype))
     if x.numel() == 0:
@@ -108,10 +113,10 @@ def _sums(dy, x, mean, var, w, b, eps, activation, y, z):
     partial = _split.partial_sums(splits, sums)
     launch(
         _batch_norm_sums_kernel, programs,
-        nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y), z,
-        partial, N * H * W, C, pixels_a_split,
+        nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y),
+        z, g, partial, N * H * W, C, pixels_a_split,
         activation, eps, accumulator(x.dtype), index_type(x),
-        out=(partial,) if z is None else (partial, z), **blocks,
+        out=tuple(t for t in (partial, z, g) if t is not None), **blocks,
     )  # fmt: skip
     return _split.add_splits(partial, sums)
 
@@ -122,7 +127,7 @@ def _sums(dy, x, mean, var, w, b, eps, activation, y, z):
 )
 def batch_norm_sums(dy, x, mean, var, w, b, eps, activation, y):
     """[sum(g), sum(g * x^)] of each channel."""
-    return _sums(dy, x, mean, var, w, b, eps, activation, y, None)
+    return _sums(dy, x, mean, var, w, b, eps, activation, y)
 
 
 @op(
@@ -139,20 +144,62 @@ def batch_norm_sums_and_y(dy, x, mean, var, w, b, eps, activation):
 
 
 @op(
+    f"batch_norm_sums_and_g(Tensor dy, {FORWARD}, Tensor y) -> (Tensor, Tensor)",
+    lambda dy, x, *args: (
+        x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype)),
+        empty_in(x.shape, x, torch.channels_last),
+    ),
+)
+def batch_norm_sums_and_g(dy, x, mean, var, w, b, eps, activation, y):
+    """The sums, and g in channels_last."""
+    g = empty_nhwc(x.shape, x)
+    return _sums(dy, x, mean, var, w, b, eps, activation, y, g=g), g
+
+
+def _bwd(dy, x, mean, var, w, b, eps, activation, y, sums, dx, g):
+    N, C, H, W = x.shape
+    programs, blocks = pixel_blocks(N * H * W, C, 4096 // x.element_size())
+    launch(
+        _batch_norm_bwd_kernel, programs,
+        nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y),
+        sums, dx, g, N * H * W, C,
+        activation, eps, accumulator(x.dtype), index_type(x),
+        out=tuple(t for t in (dx, g) if t is not None), **blocks,
+    )  # fmt: skip
+
+
+@op(
     f"batch_norm_bwd(Tensor dy, {FORWARD}, Tensor? y, Tensor? sums, "
     "MemoryFormat memory_format) -> Tensor",
     lambda dy, x, *args: empty_in(x.shape, x, args[-1]),
 )
 def batch_norm_bwd(dy, x, mean, var, w, b, eps, activation, y, sums, memory_format):
     """dx; sums are given where mean and var are x's own."""
-    N, C, H, W = x.shape
     dx = empty_nhwc(x.shape, x, memory_format)
-    programs, blocks = pixel_blocks(N * H * W, C, 4096 // dx.element_size())
-    launch(
-        _batch_norm_bwd_kernel, programs,
-        nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y),
-        sums, dx, N * H * W, C,
-        activation, eps, accumulator(x.dtype), index_type(x),
-        out=dx, **blocks,
-    )  # fmt: skip
+    _bwd(dy, x, mean, var, w, b, eps, activation, y, sums, dx, None)
     return leave(dx, memory_format)
+
+
+@op(
+    f"batch_norm_bwd_and_g(Tensor dy, {FORWARD}, Tensor y) -> (Tensor, Tensor)",
+    lambda dy, x, *args: (
+        empty_in(x.shape, x, torch.channels_last),
+        empty_in(x.shape, x, torch.channels_last),
+    ),
+)
+def batch_norm_bwd_and_g(dy, x, mean, var, w, b, eps, activation, y):
+    """dx where mean and var were given, and g, in channels_last."""
+    dx, g = empty_nhwc(x.shape, x), empty_nhwc(x.shape, x)
+    _bwd(dy, x, mean, var, w, b, eps, activation, y, None, dx, g)
+    return dx, g
+
+
+@op(
+    "batch_norm_g(Tensor dy, Tensor y, str activation) -> Tensor",
+    lambda dy, y, activation: empty_in(dy.shape, dy, torch.channels_last),
+)
+def batch_norm_g(dy, y, activation):
+    """g alone, in channels_last."""
+    g = empty_nhwc(dy.shape, dy)
+    _bwd(dy, y, None, None, None, None, 0.0, activation, y, None, None, g)
+    return g

@@ -1,7 +1,10 @@
 """Mean and variance of each channel of a batch.
 
-Each block of values gives how many they are, their mean and their sum of squares about it (m2), and
-Chan's formula combines them in fixed order: nothing cancels however far the mean is from zero.
+Each block of values gives how many they are, their mean and their variance, and Chan's formula
+combines them in fixed order: nothing cancels however far the mean is from zero.  A mean is the sum
+of two numbers, of which the second is what rounding leaves of the first: what the means of blocks
+differ by may be smaller than that.  Sums are of shares of the whole, so that nothing overflows
+before the variance does.
 """
 
 import torch
@@ -18,31 +21,43 @@ BLOCK_PARTS = 64  # partial statistics that a program of the combining kernel ad
 
 
 @triton.jit
-def combine(n, mean, m2, more_n, more_mean, more_m2):
-    """Count, mean and m2 of two sets of values, of which the second may be empty (Chan, 1983)."""
+def combine(n, mean, rest, var, more_n, more_mean, more_rest, more_var):
+    """Count, mean and variance of two sets of values, of which either may be empty (Chan, 1983)."""
     total = n + more_n
-    share = more_n / tl.maximum(total, 1.0)
-    delta = more_mean - mean
-    return total, mean + delta * share, m2 + more_m2 + delta * delta * n * share
+    kept, share = n / tl.maximum(total, 1.0), more_n / tl.maximum(total, 1.0)
+    delta = (more_mean - mean) + (more_rest - rest)
+    var = var * kept + more_var * share + (delta * kept) * (delta * share)
+    rest += delta * share
+    whole = mean + rest
+    return total, whole, rest - (whole - mean), var
+
+
+@triton.jit
+def about_mean(squares, rest):
+    """Variance, from the mean square about a value that lies `rest` beside the mean."""
+    var = squares - rest * rest
+    # rounding may leave less than nothing; what overflowed is infinite, and NaN stays
+    return tl.where(var > 0, var, tl.where(squares < float("inf"), 0.0, squares))
 
 
 @triton.jit
 def block_statistics(x, inside, n):
-    """Mean and m2 along axis 0 of x's n rows that are inside, [P, 1]; zeros if there are none."""
-    x, n = tl.where(inside, x, 0.0), tl.maximum(n, 1.0)
-    rough = tl.sum(x, axis=0) / n
-    offset = tl.where(inside, x - rough[None, :], 0.0)
-    rest = tl.sum(offset, axis=0) / n  # what rounding left of the mean
-    return rough + rest, tl.sum(offset * offset, axis=0) - n * rest * rest
+    """Mean, its rest and variance along axis 0 of x's n rows that are inside, [P, 1]; or zeros."""
+    x, share = tl.where(inside, x, 0.0), 1.0 / tl.maximum(n, 1.0)
+    near = tl.sum(x * share, axis=0)
+    offset = tl.where(inside, x - near[None, :], 0.0)
+    rest = tl.sum(offset * share, axis=0)
+    return near, rest, about_mean(tl.sum(offset * (offset * share), axis=0), rest)
 
 
 @triton.jit
-def store_statistics(partial_ptr, part, c, C, inside, n, mean, m2):
-    """Row `part` of partial statistics [parts, 3, C]; n is one for all channels, or one each."""
-    partial_ptr += part * 3 * C + c
+def store_statistics(partial_ptr, part, c, C, inside, n, mean, rest, var):
+    """Row `part` of partial statistics [parts, 4, C]; n is one for all channels, or one each."""
+    partial_ptr += part * 4 * C + c
     tl.store(partial_ptr, tl.zeros_like(mean) + n, mask=inside)
     tl.store(partial_ptr + C, mean, mask=inside)
-    tl.store(partial_ptr + 2 * C, m2, mask=inside)
+    tl.store(partial_ptr + 2 * C, rest, mask=inside)
+    tl.store(partial_ptr + 3 * C, var, mask=inside)
 
 
 @triton.jit
@@ -56,7 +71,7 @@ def _load_pixels(x_ptr, start, last, c, C, ACC: tl.constexpr, BLOCK_P: tl.conste
 
 @triton.jit(do_not_specialize=("pixels", "pixels_a_split"))
 def _batch_norm_stats_kernel(
-    x_ptr, partial_ptr, pixels, C, pixels_a_split,  # x [pixels, C], partial [splits, 3, C]
+    x_ptr, partial_ptr, pixels, C, pixels_a_split,  # x [pixels, C], partial [splits, 4, C]
     ACC: tl.constexpr, INDEX: tl.constexpr,
     UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -65,49 +80,52 @@ def _batch_norm_stats_kernel(
     # sums about the first block's mean: it is as close to the mean of all as that block's share
     # of them tells, (near - mean)^2 <= variance * pixels / BLOCK_P, so that little cancels
     x, _ = _load_pixels(x_ptr, first, last, c, C, ACC, BLOCK_P)
-    near = tl.sum(x, axis=0) / tl.minimum(last - first, BLOCK_P).to(ACC)
+    near = tl.sum(x * (1.0 / tl.minimum(last - first, BLOCK_P).to(ACC)), axis=0)
+    n = (last - first).to(ACC)
+    share = 1.0 / n
     total, squares = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for start in range(first, last, BLOCK_P):
         x, inside = _load_pixels(x_ptr, start, last, c, C, ACC, BLOCK_P)
         offset = tl.where(inside, x - near[None, :], 0.0)
-        total += offset
-        squares += offset * offset
-    n = (last - first).to(ACC)
-    rest = tl.sum(total, axis=0) / n
-    m2 = tl.sum(squares, axis=0) - n * rest * rest
-    store_statistics(partial_ptr, split, c, C, c < C, n, near + rest, m2)
+        total += offset * share
+        squares += offset * (offset * share)
+    rest = tl.sum(total, axis=0)
+    var = about_mean(tl.sum(squares, axis=0), rest)
+    store_statistics(partial_ptr, split, c, C, c < C, n, near, rest, var)
 
 
 @triton.jit(do_not_specialize=("parts", "parts_a_share"))
 def _batch_norm_combine_kernel(
-    partial_ptr, out_ptr, parts, C, parts_a_share,  # [parts, 3, C] -> [shares, 3, C], or [2, C]
+    partial_ptr, out_ptr, parts, C, parts_a_share,  # [parts, 4, C] -> [shares, 4, C], or [2, C]
     LAST: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    c, share, first, last = pixel_share(parts, C, parts_a_share, INDEX, BLOCK_C)
+    c, own, first, last = pixel_share(parts, C, parts_a_share, INDEX, BLOCK_C)
     n = tl.zeros((BLOCK_C,), ACC)
-    mean, m2 = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
+    mean, rest, var = n, n, n
     for start in range(first, last, BLOCK_P):
         part = start + tl.arange(0, BLOCK_P)
         inside = (part < last)[:, None] & (c < C)[None, :]
-        offs = part[:, None] * (3 * C) + c[None, :]
+        offs = part[:, None] * (4 * C) + c[None, :]
         part_n = tl.load(partial_ptr + offs, mask=inside, other=0.0)
         part_mean = tl.load(partial_ptr + (offs + C), mask=inside, other=0.0)
-        part_m2 = tl.load(partial_ptr + (offs + 2 * C), mask=inside, other=0.0)
+        part_rest = tl.load(partial_ptr + (offs + 2 * C), mask=inside, other=0.0)
+        part_var = tl.load(partial_ptr + (offs + 3 * C), mask=inside, other=0.0)
         block_n = tl.sum(part_n, axis=0)
+        share = part_n * (1.0 / tl.maximum(block_n, 1.0))[None, :]
         # about one of the means: the mean of all may be far larger than their differences
         near = tl.max(tl.where(part_n > 0, part_mean, float("-inf")), axis=0)
         near = tl.where(block_n > 0, near, 0.0)
-        offset = tl.where(part_n > 0, part_mean - near[None, :], 0.0)
-        rest = tl.sum(part_n * offset, axis=0) / tl.maximum(block_n, 1.0)
-        offset -= rest[None, :]
-        block_m2 = tl.sum(part_m2 + part_n * offset * offset, axis=0)
-        n, mean, m2 = combine(n, mean, m2, block_n, near + rest, block_m2)
+        offset = tl.where(part_n > 0, (part_mean - near[None, :]) + part_rest, 0.0)
+        block_rest = tl.sum(share * offset, axis=0)
+        offset -= block_rest[None, :]
+        block_var = tl.sum(share * part_var + (share * offset) * offset, axis=0)
+        n, mean, rest, var = combine(n, mean, rest, var, block_n, near, block_rest, block_var)
     if LAST:
-        tl.store(out_ptr + c, mean, mask=c < C)
-        tl.store(out_ptr + C + c, m2 / n, mask=c < C)
+        tl.store(out_ptr + c, mean + rest, mask=c < C)
+        tl.store(out_ptr + C + c, var, mask=c < C)
     else:
-        store_statistics(out_ptr, share, c, C, c < C, n, mean, m2)
+        store_statistics(out_ptr, own, c, C, c < C, n, mean, rest, var)
 
 
 def shares(pixels: int, C: int) -> tuple[int, int, int, dict[str, int]]:
@@ -121,16 +139,16 @@ def shares(pixels: int, C: int) -> tuple[int, int, int, dict[str, int]]:
 
 
 def partial_statistics(parts: int, C: int, x: Tensor) -> Tensor:
-    """Room for count, mean and m2 of `parts` parts of x's values."""
-    return torch.empty((parts, 3, C), dtype=sum_dtype(x.dtype), device=x.device)
+    """Room for count, mean, its rest and variance of `parts` parts of x's values."""
+    return torch.empty((parts, 4, C), dtype=sum_dtype(x.dtype), device=x.device)
 
 
 def combined(partial: Tensor) -> Tensor:
-    """[mean, var] of each channel from partial statistics [parts, 3, C]."""
+    """[mean, var] of each channel from partial statistics [parts, 4, C]."""
     parts, _, C = partial.shape
     share = parts if parts <= 4 * BLOCK_PARTS else BLOCK_PARTS
     left = triton.cdiv(parts, share)
-    out = partial.new_empty((2, C) if left == 1 else (left, 3, C))
+    out = partial.new_empty((2, C) if left == 1 else (left, 4, C))
     block_c = min(triton.next_power_of_2(C), 32)
     launch(
         _batch_norm_combine_kernel, left * triton.cdiv(C, block_c),

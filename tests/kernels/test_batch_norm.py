@@ -86,18 +86,75 @@ def test_batch_norm_rounds_once(dtype, training, vectors, device):
     assert_close(ours.running, theirs.running, 100)
 
 
+@pytest.mark.parametrize("splits", [None, 2, 40])
 @pytest.mark.parametrize("shape", [(4, 3, 16, 16), (512, 3)], ids=str)
-def test_batch_norm_is_accurate_far_from_zero(shape, device):
-    """Mean 1e4, deviation 1: E[x^2] - E[x]^2 in float32 would have no correct digit."""
+def test_batch_norm_is_accurate_far_from_zero(shape, splits, device, monkeypatch):
+    """Mean 1e4, deviation 1: E[x^2] - E[x]^2 in float32 would have no correct digit, and rounding
+    the means of splits to float32 before they are combined costs the variance two of its digits.
+    """
+    if splits:
+        monkeypatch.setattr(_split, "splits", lambda *args: splits)
     x = (torch.randn(shape, dtype=torch.float64) + 1e4).float()
     running = [torch.zeros(3, device=device), torch.ones(3, device=device)]
     y = batch_norm(x.to(device), *running, training=True, momentum=1.0)
     axes = [i for i in range(x.dim()) if i != 1]
     torch.testing.assert_close(running[0].cpu().double(), x.double().mean(axes), rtol=1e-7, atol=0)
-    torch.testing.assert_close(running[1].cpu().double(), x.double().var(axes), rtol=1e-5, atol=0)
+    torch.testing.assert_close(running[1].cpu().double(), x.double().var(axes), rtol=3e-6, atol=0)
     expected = F.batch_norm(x.double(), None, None, training=True)
     # the mean itself has float32's 1e-3 there
     torch.testing.assert_close(y.cpu().double(), expected, rtol=0, atol=2e-3)
+
+
+def large(center: float, spread: float, shape=(4, 3, 9, 10)) -> torch.Tensor:
+    return (center + spread * torch.randn(shape, dtype=torch.float64)).float()
+
+
+LARGE = {
+    "mean beyond the root of the largest": large(3e19, 4e18),
+    "mean of which not even the square of its last digit overflows": large(1e25, 1e10),
+    "one value only": torch.full((4, 3, 9, 10), 2e19),
+    "one value, whose sum rounds": torch.full((7, 3, 3, 3), 1.2345678e12),
+    "variance next to the largest": large(0, 1.2e19),
+    "first half apart": torch.cat([large(0, 1e15, (2, 3, 9, 10)), large(2e19, 1e15, (2, 3, 9, 10))]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("splits", [None, 3])
+@pytest.mark.parametrize("name", LARGE)
+def test_batch_norm_of_large_values_equals_torch(name, splits, device, monkeypatch):
+    """Every mean and variance that float32 holds: their sums it need not hold."""
+    if splits:
+        monkeypatch.setattr(_split, "splits", lambda *args: splits)
+    x = LARGE[name]
+    running = [torch.zeros(3, device=device), torch.zeros(3, device=device)]
+    y, dx = forward_backward(lambda x: batch_norm(x, *running, training=True, momentum=1.0), x.to(device))  # fmt: skip
+    expected = forward_backward(lambda x: F.batch_norm(x, None, None, training=True), x.double())
+    axes = [0, 2, 3]
+    mean, var = x.double().mean(axes), x.double().var(axes)
+    torch.testing.assert_close(running[0].cpu().double(), mean, rtol=1e-6, atol=1e-6 * float(x.abs().max()))  # fmt: skip
+    # nothing tells the deviation from zero but by float32's digits of the values
+    least = (float(x.abs().max()) * torch.finfo(torch.float32).eps) ** 2
+    torch.testing.assert_close(running[1].cpu().double(), var, rtol=1e-4, atol=least)
+    rounded = float(mean.abs().max()) * torch.finfo(torch.float32).eps
+    near = rounded / float((var + 1e-5).sqrt().min())  # of the mean to float32
+    if near < 1:
+        torch.testing.assert_close(y.cpu().double(), expected[0], rtol=1e-4, atol=1e-4 + near)
+    assert y.isfinite().all()
+    assert dx.isfinite().all()
+
+
+def test_batch_norm_of_what_overflows_is_its_bias(device):
+    """No float32 holds the variance: it is infinite, as torch's, and y what infinity leaves."""
+    x = large(0, 1e20)
+    running = [torch.zeros(3, device=device), torch.ones(3, device=device)]
+    y = batch_norm(
+        x.to(device), *running, None, torch.full((3,), 2.0, device=device), training=True
+    )
+    assert_equal([y], [torch.full(x.shape, 2.0)])
+    assert running[0].isfinite().all()
+    assert running[1].isposinf().all()
+    batch_norm(torch.randn(x.shape, device=device), *running, training=True)
+    assert running[1].isposinf().all()  # as torch's: what is infinite stays
 
 
 def test_batch_norm_is_accurate_where_the_first_pixels_tell_nothing(device):

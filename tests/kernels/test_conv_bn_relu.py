@@ -6,6 +6,7 @@ import tritonconv
 from reference import DTYPE_OF_SIZE, EVERY_TILE, Dispatched
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from tritonconv import _common, conv_bn_relu
 from tritonconv.conv.dispatch import force_family
 from tritonconv.conv.general.tiles import Tile
@@ -232,6 +233,62 @@ def test_conv_bn_relu_computes_only_needed_gradients(needed, training, device):
             assert ("batch_norm_bwd" in dispatched.ours) == (needed[0] or needed[1])
     if results:
         torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+class Passes(TorchDispatchMode):
+    """The ops whose results have as many elements as y, but for views and empty ones."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel, self.names = numel, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else [result]
+        written = any(isinstance(t, torch.Tensor) and t.numel() == self.numel for t in results)
+        if written and not func.is_view and "empty" not in func.name():
+            self.names.append(func._schema.name.split("::")[1])
+        return result
+
+
+# what needs gradients beside the residual, whether in training, and the ops that give tensors like y
+RESIDUAL_PASSES = {
+    "training": ("x w scale shift", True, ["batch_norm_sums_and_g", "batch_norm_bwd"]),
+    "evaluation": ("x w scale shift", False, ["batch_norm_sums_and_g", "batch_norm_bwd"]),
+    "frozen": ("x w", False, ["batch_norm_bwd_and_g"]),
+    "frozen scale and shift": ("x w", True, ["batch_norm_sums_and_g", "batch_norm_bwd"]),
+    "scale alone": ("scale", False, ["batch_norm_sums_and_g"]),
+    "nothing else": ("", False, ["batch_norm_g"]),
+}
+
+
+@pytest.mark.parametrize("dy_format", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("residual_format", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("name", RESIDUAL_PASSES)
+def test_gate_of_a_residual_is_part_of_another_kernel(name, residual_format, dy_format, device):
+    """No pass of its own: a conversion of dy, where that is not channels_last, serves all."""
+    needed, training, expected = RESIDUAL_PASSES[name]
+    call = Call(((2, 4, 5, 6), (7, 4, 1, 1), {}), residual=True)  # x has another size than y
+    results = []
+    for f, on in ((ours, device), (torchs, "cpu")):
+        given = dict(zip(("x", "w", "b", "scale", "shift", "residual"), call.tensors, strict=True))
+        given = {n: t.to(on, copy=True) for n, t in given.items()}
+        given["residual"] = given["residual"].to(memory_format=residual_format)
+        wanted = [given[n].requires_grad_() for n in (*needed.split(), "residual")]
+        x, w, b, scale, shift, residual = given.values()
+        x = x.to(memory_format=torch.channels_last)
+        running = [t.to(on, copy=True) for t in call.running]
+        y = f(x, w, b, *running, scale, shift, residual, training=training, activation="relu6")
+        dy = call.dy.to(on).to(memory_format=dy_format)
+        with Passes(y.numel()) as passes:
+            found = torch.autograd.grad(y, wanted, dy)
+        results.append([t.cpu() for t in found])
+        if f is ours:
+            converted = [format != torch.channels_last for format in (dy_format, residual_format)]
+            assert passes.names.count("clone") == sum(converted)
+            assert [n for n in passes.names if n != "clone"] == expected
+            assert found[-1].stride() == residual.stride()
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.covers("forward", "gradients", operator="conv_bn_relu", option="unbatched")

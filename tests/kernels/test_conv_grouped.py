@@ -1,8 +1,18 @@
 """The family for few channels a group, against torch's convolution in float64."""
 
+import math
+
 import pytest
 import torch
-from reference import DTYPE_OF_SIZE, assert_family_exact, assert_family_fuses, conv2d_case
+import tritonconv
+from reference import (
+    DTYPE_OF_SIZE,
+    assert_family_exact,
+    assert_family_fuses,
+    conv2d_case,
+    forward_backward,
+)
+from torch.nn import functional as F
 from tritonconv import _common, _split
 from tritonconv.conv.dispatch import force_family
 from tritonconv.conv.grouped.bundles import BUNDLES, WGRAD_BUNDLES
@@ -78,3 +88,74 @@ def test_grouped_conv_bn_relu_equals_torch(device):
 def test_grouped_tells_what_it_does_not_serve(case, reason, device):
     with force_family("grouped"), pytest.raises(RuntimeError, match=reason):
         case.ours(*case.tensors(device))
+
+
+# channels a group, in and out: every number that divides a tile, alike and not
+CHANNELS = [(1, 4), (2, 2), (4, 4), (8, 2), (4, 16), (8, 8), (16, 16), (32, 32), (12, 12)]
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf], ids=str)
+@pytest.mark.parametrize("channels", CHANNELS, ids=str)
+def test_grouped_keeps_in_its_group_what_is_not_finite(channels, value, device):
+    """In output and every gradient, wherever it is: x, w or dy."""
+    cg, cog = channels
+    groups = 5 if 5 * cg % 4 == 0 == 5 * cog % 4 else 8
+    shapes = (2, groups * cg, 6, 5), (groups * cog, cg, 3, 3), (2, groups * cog, 6, 5)
+    places = (1, 2 * cg, 3, 2), (2 * cog, cg - 1, 1, 1), (0, 2 * cog + cog - 1, 2, 2)  # in group 2
+    for operand, place in enumerate(places):
+        given = [torch.randint(1, 3, shape).double() for shape in shapes]
+        given[operand][place] = value
+        results = []
+        for f, on in ((tritonconv.conv2d, device), (F.conv2d, "cpu")):
+            x, w, dy = (t.to(on) for t in given)
+            with force_family("grouped"):
+                found = forward_backward(lambda x, w, f=f: f(x, w, padding=1, groups=groups), x, w, dy=dy)  # fmt: skip
+            results.append([t.cpu() for t in found])
+        for i, (a, e) in enumerate(zip(*results, strict=True)):
+            if (operand, i) == (1, 1):  # torch leaves out what w meets beside the image
+                inside = slice(1, -1)
+                a, e = a[..., inside, inside], e[..., inside, inside]
+            torch.testing.assert_close(a, e, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_grouped_conv_bn_relu_keeps_in_its_group_what_is_not_finite(training, device):
+    """Statistics, normalisation and residual of the tiles that are taken group by group."""
+    x, w = torch.randn(2, 16, 7, 6).double(), torch.randn(16, 4, 3, 3).double()
+    residual, scale = torch.randn(2, 16, 7, 6).double(), torch.randn(16).double()
+    x[0, 5, 3, 3] = math.nan
+    running = torch.zeros(16).double(), torch.ones(16).double()
+
+    def theirs(x, w, scale, residual):
+        y = F.conv2d(x, w, padding=1, groups=4)
+        return F.relu(F.batch_norm(y, *(t.clone() for t in running), scale, None, training) + residual)  # fmt: skip
+
+    def ours(x, w, scale, residual):
+        kept = [t.to(device, copy=True) for t in running]
+        return tritonconv.conv_bn_relu(
+            x, w, None, *kept, scale, training=training, residual=residual, padding=1, groups=4
+        )
+
+    given = x, w, scale, residual
+    expected = forward_backward(theirs, *given)
+    with force_family("grouped"):
+        actual = forward_backward(ours, *(t.to(device) for t in given))
+        with torch.no_grad():
+            actual.append(ours(*(t.to(device) for t in given)))
+    expected.append(expected[0])
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("operator", ["conv1d", "conv_transpose1d", "conv_transpose2d"])
+def test_grouped_operators_keep_in_its_group_what_is_not_finite(operator, device):
+    dims = int(operator[-2])
+    x, w = torch.randn(2, 16, *(6,) * dims).double(), torch.randn(16, 4, *(3,) * dims).double()
+    x[(1, 6, *(2,) * dims)] = math.inf
+    results = []
+    for module, on in ((tritonconv, device), (F, "cpu")):
+        f = getattr(module, operator)
+        given = x.to(on), w.to(on)
+        results.append(forward_backward(lambda x, w, f=f: f(x, w, padding=1, groups=4), *given))
+    for a, e in zip(*results, strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=1e-9, atol=1e-9, equal_nan=True)

@@ -1,5 +1,7 @@
 """Every family of convolution kernels in every configuration, pass by pass, exactly."""
 
+import math
+import random
 from typing import NamedTuple
 
 import pytest
@@ -127,6 +129,11 @@ def expected(work: str, shape: Shape, x, w, dy):
     return torch.nn.grad.conv2d_weight(x, shape.w, dy, *how)
 
 
+def touched(y: torch.Tensor) -> torch.Tensor:
+    """Which channels of y, or of a weight which pairs, have something that is not finite."""
+    return (~y.isfinite()).any(-1, keepdim=True).any(-2, keepdim=True).expand(y.shape)
+
+
 def tensors(shape: Shape, device, dtype):
     return (
         integers(*shape.x, device=device, dtype=dtype),
@@ -142,6 +149,51 @@ def test_exact_in_every_configuration(name, work, dtype, shape, config, device, 
     with force_family(name, config):
         actual = run(work, shape, *given)
     assert torch.equal(actual.cpu().double(), expected(work, shape, *given))
+
+
+def planted(t: torch.Tensor) -> torch.Tensor:
+    """t with a NaN and both infinities, each anywhere."""
+    t = t.clone().contiguous()
+    for value in (math.nan, math.inf, -math.inf):
+        t.view(-1)[random.randrange(t.numel())] = value
+    return t
+
+
+OPERANDS = {"forward": (0, 1), "dgrad": (2, 1), "wgrad": (0, 2)}  # of x, w and dy
+
+
+# float16 has the most configurations, and no family's masks depend on the dtype
+ONE_DTYPE = [p for p in configured() if p.values[2] == torch.float16]
+
+
+@pytest.mark.parametrize(("name", "work", "dtype", "shape", "config"), ONE_DTYPE)
+def test_what_is_not_finite_stays_where_it_belongs(
+    name, work, dtype, shape, config, device, monkeypatch
+):
+    """No zero that a kernel multiplies with for its own sake makes NaN of it.
+
+    But for one place: zeros around an image count as numbers, for which torch's own kernels differ.
+    """
+    monkeypatch.setattr(_split, "splits", lambda programs, steps, wanted: min(steps, 3))
+    random.seed(0)
+    source, other = OPERANDS[work]
+    given = list(tensors(shape, device, dtype))
+    given[source] = planted(given[source])
+    with force_family(name, config):
+        actual = run(work, shape, *given).cpu().double()
+    right = expected(work, shape, *given)
+    if work == "wgrad" and name == "boxes":  # reads beside what it has of dy
+        assert actual.isfinite()[~touched(right)].all()
+    else:
+        assert torch.equal(actual.isfinite(), right.isfinite())
+        assert torch.equal(actual[right.isfinite()], right[right.isfinite()])
+
+    given = list(tensors(shape, device, dtype))
+    given[other] = planted(given[other])
+    with force_family(name, config):
+        actual = run(work, shape, *given).cpu().double()
+    right = expected(work, shape, *given)
+    assert actual.isfinite()[~touched(right)].all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -158,6 +158,17 @@ def transposed_and_shortcut(dtype: str) -> None:
             tritonconv.fuse(net).to(DTYPES[dtype])(empty((8, 64, size, size), dtype))
 
 
+def given_residual(dtype: str) -> None:
+    """Backward of what adds a given residual: with the batch's statistics, and with given ones."""
+    x, w, v = empty((8, 64, 28, 28), dtype), empty((64, 64, 1, 1), dtype), empty((64,), dtype)
+    mean, var = v.detach(), v.detach()
+    for training, scale in ((True, v), (False, None)):
+        y = tritonconv.conv_bn_relu(
+            x, w, None, mean, var, scale, scale, training=training, residual=empty(x.shape, dtype)
+        )
+        y.backward(torch.empty_like(y))
+
+
 def corr2d(dtype: str) -> None:
     y = tritonconv.corr2d(empty((30, 30), dtype), empty((3, 3), dtype))
     y.backward(torch.empty_like(y))
@@ -310,6 +321,12 @@ FORMS = (
     depthwise("7x7/2", "fp32", 7, stride=2),
     *(depthwise(f"{k}x{k}", "fp64", k) for k in (3, 7)),
     depthwise("3x3", "fp16", 3, c=36),
+    Case(
+        "3x3 30x30 depthwise 64",
+        "fp16",
+        conv(64, 64, 3, size=30, groups=64, padding=1, grads="w"),
+        family="depthwise",
+    ),
     # 64-bit offsets
     Case("3x3 128 wide", "fp16", wide(conv(128, 128, 3, padding=1, bias=True))),
     depthwise("3x3 wide", "fp16", 3, calling=wide),
@@ -359,6 +376,7 @@ FORMS = (
         for dtype in ("fp16", "bf16", "fp32", "fp64")
     ),
     Case("3x3 36 block", "fp16", block(36), ODD_BLOCK),
+    Case("1x1 64 given residual", "fp16", given_residual),
     Case("3x3 64 block wide", "fp16", wide(block(64))),
     Case("transposed and shortcut", "fp16", transposed_and_shortcut),
 )

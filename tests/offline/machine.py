@@ -73,12 +73,18 @@ def parse(listing: str) -> Code:
 
 
 def inner_loop(code: Code) -> Code:
-    """The shortest loop with matrix instructions, or else with global loads; without one, all of code."""
-    loops = sorted((code[start : end + 1] for start, end in _loops(code)), key=len)
+    """The shortest loop with matrix instructions, or else with global loads; without one, all of code.
+
+    Where more matrix instructions are outside of loops than in that, it is not the loop that counts,
+    which was unrolled: then what is outside of loops.
+    """
+    spans = _loops(code)
+    loops = sorted((code[start : end + 1] for start, end in spans), key=len)
+    outside = [i for n, i in enumerate(code) if not any(start <= n <= end for start, end in spans)]
     for names in (MATRIX, LOADS):
         for loop in loops:
             if any(i.name in names for i in loop):
-                return loop
+                return max((loop, outside), key=lambda part: sum(i.name in MATRIX for i in part))
     return code
 
 

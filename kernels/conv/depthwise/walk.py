@@ -25,10 +25,16 @@ from .strips import MOST_TAPS, SIZES, Strip, declines, heights, serving
 
 
 @triton.jit
-def added(acc, x, factors, K: tl.constexpr, AT: tl.constexpr, D: tl.constexpr):
-    """acc + x times the factor that lies at AT, if one of the K factors does, which are D apart."""
+def added(acc, x, factors, there, K: tl.constexpr, AT: tl.constexpr, D: tl.constexpr):
+    """acc + x times the factor that lies at AT, if one of the K factors does, which are D apart.
+
+    there tells of each factor whether it counts, or is empty where all do: 0 times NaN is NaN.
+    """
     if AT >= 0 and AT <= (K - 1) * D and AT % D == 0:
-        return acc + x * factors[AT // D]
+        more = acc + x * factors[AT // D]
+        if len(there) > 0:
+            more = tl.where(there[AT // D], more, acc)
+        return more
     else:
         return acc
 
@@ -39,7 +45,8 @@ def _conv2d_depthwise_kernel(
     N, H, W, C, OH, OW, strips, tiles_p, KH, KW, SW, PW, DW, STEP_W,
     b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, TRANSPOSED: tl.constexpr,
-    TAPS: tl.constexpr, SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
+    TAPS: tl.constexpr, TAIL: tl.constexpr,  # TAIL: TAPS do not divide KH
+    SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
     FROM: tl.constexpr, TO: tl.constexpr,  # source rows that TAPS taps bring to a strip at 0
     ACC: tl.constexpr, INDEX: tl.constexpr, UNIT: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -78,11 +85,13 @@ def _conv2d_depthwise_kernel(
         for tap in range(taps_w):
             w = w0 + tap * step
             column_inside = inside & (w >= 0) & (w < W)
-            taps = ()
+            taps, there = (), ()
             for k in tl.static_range(TAPS):
                 mask = channels & (kh + k < KH)
                 w_tap = tl.load(w_tile + ((kh + k) * KW + tap * STEP_W), mask=mask, other=0.0)
                 taps += (w_tap.to(ACC)[None, :],)
+                if TAIL:
+                    there += (kh + k < KH,)
             for row in tl.static_range(FROM, TO):
                 h = h0 + down + row
                 reached = column_inside & (h >= 0) & (h < H)
@@ -94,16 +103,16 @@ def _conv2d_depthwise_kernel(
                 more = ()
                 for i in tl.static_range(ROWS):
                     if TRANSPOSED:
-                        more += (added(acc[i], x, taps, TAPS, PH + i - row * SH, DH),)
+                        more += (added(acc[i], x, taps, there, TAPS, PH + i - row * SH, DH),)
                     else:
-                        more += (added(acc[i], x, taps, TAPS, PH + row - i * SH, DH),)
+                        more += (added(acc[i], x, taps, there, TAPS, PH + row - i * SH, DH),)
                 acc = more
 
     terms = channel_terms(b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC)
     oh0 = strip * ROWS
     offs = (((image * OH + oh0) * OW + ow) * pixel)[:, None] + c[None, :]
     n = tl.zeros((BLOCK_C,), ACC)
-    mean, m2 = n, n
+    mean, rest, var = n, n, n
     for i in tl.static_range(ROWS):
         rows = inside & (oh0 + i < OH)
         stored = store_tile(
@@ -112,10 +121,12 @@ def _conv2d_depthwise_kernel(
         )  # fmt: skip
         if partial_ptr is not None:
             row_n = tl.sum(rows.to(ACC), axis=0)
-            row_mean, row_m2 = block_statistics(stored, rows[:, None], row_n)
-            n, mean, m2 = combine(n, mean, m2, row_n, row_mean, row_m2)
+            row_mean, row_rest, row_var = block_statistics(stored, rows[:, None], row_n)
+            n, mean, rest, var = combine(
+                n, mean, rest, var, row_n, row_mean, row_rest, row_var
+            )  # fmt: skip
     if partial_ptr is not None:
-        store_statistics(partial_ptr, part, c, C, channels, n, mean, m2)
+        store_statistics(partial_ptr, part, c, C, channels, n, mean, rest, var)
 
 
 def _configs(p: Problem) -> tuple[Strip, ...]:
@@ -149,7 +160,7 @@ def _prepare(p: Problem, strip: Strip) -> Call:
         (N, H, W, C, OH, OW, strips, tiles_p, KH, KW, SW, PW, DW, step),
         {
             "TRANSPOSED": p.work == "dgrad",
-            **{"TAPS": taps, "SH": SH, "PH": PH, "DH": DH},
+            **{"TAPS": taps, "TAIL": KH % taps != 0, "SH": SH, "PH": PH, "DH": DH},
             **dict(zip(("FROM", "TO"), rows, strict=True)),
             **{"ACC": p.acc, "INDEX": p.index, "UNIT": unit(C)},
             **strip.constants,

@@ -28,7 +28,8 @@ PROGRAMS = 1056  # eight for each multiprocessor of an H100, which hide each oth
 def _conv2d_depthwise_wgrad_kernel(
     dy_ptr, x_ptr, dw_ptr,  # dy [N, OH, OW, C], x [N, H, W, C], dw [splits, C, KH, KW]
     N, H, W, C, OH, OW, strips, tiles_a_split, KH, KW, SW, PW, DW,
-    TAPS: tl.constexpr, SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
+    TAPS: tl.constexpr, TAIL: tl.constexpr,  # TAIL: ROWS do not divide OH
+    SH: tl.constexpr, PH: tl.constexpr, DH: tl.constexpr,
     COLUMNS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, UNIT: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -55,7 +56,7 @@ def _conv2d_depthwise_wgrad_kernel(
         inside = start + tl.arange(0, BLOCK_P) < last
         oh0 = strip * ROWS
         offs = (((image * OH + oh0) * OW + ow) * pixel)[:, None] + c[None, :]
-        dy = ()
+        dy, there = (), ()
         for i in tl.static_range(ROWS):
             dy_inside = inside & (oh0 + i < OH)
             dy += (
@@ -65,6 +66,8 @@ def _conv2d_depthwise_wgrad_kernel(
                     other=0.0,
                 ).to(ACC),
             )
+            if TAIL:
+                there += (dy_inside[:, None],)
         h0, w0 = oh0 * SH - PH + kh0 * DH, ow * SW - PW + kw0 * DW
         x_offs = (((image * H + h0) * W + w0) * pixel)[:, None] + c[None, :]
         for j in tl.static_range(COLUMNS):
@@ -81,7 +84,9 @@ def _conv2d_depthwise_wgrad_kernel(
                 more = ()
                 for tap in tl.static_range(TAPS * COLUMNS):
                     if tap % COLUMNS == j:
-                        more += (added(acc[tap], x, dy, ROWS, row - tap // COLUMNS * DH, SH),)
+                        more += (
+                            added(acc[tap], x, dy, there, ROWS, row - tap // COLUMNS * DH, SH),
+                        )
                     else:
                         more += (acc[tap],)
                 acc = more
@@ -112,7 +117,7 @@ def _prepare(p: Problem, strip: Strip) -> Call:
         programs * splits,
         (N, H, W, C, OH, OW, strips, tiles_a_split, KH, KW, SW, PW, DW),
         {
-            **{"TAPS": taps, "SH": SH, "PH": PH, "DH": DH},
+            **{"TAPS": taps, "TAIL": OH % strip.rows != 0, "SH": SH, "PH": PH, "DH": DH},
             **{"COLUMNS": columns, "ACC": p.acc, "UNIT": unit(C)},
             "INDEX": p.index_of(splits * math.prod(p.w)),
             **strip.constants,

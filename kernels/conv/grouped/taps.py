@@ -3,8 +3,9 @@
     acc[m, n] += sum_{i, j, k} x[pixel (h0[m] + i*DH, w0[m] + j*DW), k] * w[n, i, j, k]
 
 over the channels k and n of one bundle of groups: a tap's weights are a tile with the groups'
-blocks on its diagonal and zeros beside them, which make NaN of what is not finite in x: it reaches
-the other groups of its bundle.
+blocks on its diagonal and zeros beside them.  These make NaN of what is not finite in x, in every
+group of the bundle: a program whose sums are not finite takes them anew, each group by itself.  It
+then computes in every step where its tiles lie: kept in registers, that would cost all programs.
 """
 
 import triton
@@ -58,3 +59,35 @@ def accumulate_taps(
         w_off += tl.where(row_done, w_h - (TAPS_W - 1) * w_w, w_w)
         j = tl.where(row_done, 0, j + 1)
     return acc
+
+
+@triton.jit
+def spoiled(acc):
+    """Whether anything in acc is not finite; one instruction an element: others make NaN."""
+    return tl.sum(acc * 0.0) != 0.0
+
+
+@triton.jit
+def program_anew(step):
+    """The program's number, of which the compiler does not know that it is the same every step."""
+    return tl.minimum(tl.program_id(0), tl.num_programs(0) + step)
+
+
+@triton.jit
+def tile_of(CHANNELS: tl.constexpr):
+    """Indices that hold one group's channels; 16 at least, for a matrix instruction."""
+    return tl.arange(0, 16 if CHANNELS <= 16 else 32)
+
+
+@triton.jit
+def add_tap(
+    acc, x_ptr, row_inside, w_ptr, column_inside, w_k,  # x_ptr [BLOCK_M], w_ptr [BLOCK_N]
+    CHANNELS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acc, and one tap of one group's CHANNELS, of which w's lie w_k apart."""
+    k = tile_of(CHANNELS)
+    x_inside = row_inside[:, None] & (k < CHANNELS)[None, :]
+    w_inside = (k < CHANNELS)[:, None] & column_inside[None, :]
+    x_tile = tl.load(x_ptr[:, None] + k[None, :], mask=x_inside, other=0.0)
+    w_tile = tl.load(w_ptr[None, :] + (k * w_k)[:, None], mask=w_inside, other=0.0)
+    return tl.dot(x_tile, w_tile, acc, input_precision=PRECISION, out_dtype=acc.dtype)
