@@ -30,8 +30,8 @@ from tritonconv.conv.general import tiles
 
 SHARES = 8  # of the cases, each for one process at a time
 BUDGETS = Path(__file__).with_name("budgets.csv")
-# what this triton makes longer than the others do; one that has such a file records there alone
-OWN = BUDGETS.with_name(f"budgets-{'.'.join(triton.__version__.split('.')[:2])}.csv")
+NEWER = BUDGETS.with_name("budgets-3.8.csv")  # what triton makes longer from then on
+VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
 EVERY_CASE = tuple({case[:2]: case for cases in CASES.values() for case in cases}.values())
 SLACK = 1.05  # of a recorded loop length
 
@@ -87,6 +87,10 @@ def _name(row: tuple) -> str:
     return f"{case} {dtype} {kernel} sm_{capability}"
 
 
+def budgets_in_use() -> Budgets:
+    return read_budgets(BUDGETS) | (read_budgets(NEWER) if VERSION >= (3, 8) else {})
+
+
 def read_budgets(path: Path) -> Budgets:
     if not path.exists():
         return {}
@@ -100,14 +104,16 @@ def read_budgets(path: Path) -> Budgets:
 
 
 def record_budgets(rows: list[Row]) -> None:
-    """Writes the longer of measured and recorded loops; into OWN, only what the others lack."""
-    common = read_budgets(BUDGETS)
-    longest = {row[:4]: 0 if OWN.exists() else common.get(row[:4], 0) for row in rows}
+    """Writes the longer of measured and recorded loops; into NEWER, what exceeds BUDGETS."""
+    path, common = BUDGETS, read_budgets(BUDGETS)
+    longest = budgets_in_use()
+    longest = {row[:4]: longest.get(row[:4], 0) for row in rows}
     for row in rows:
         longest[row[:4]] = max(longest[row[:4]], row.loop)
-    if OWN.exists():
+    if VERSION >= (3, 8):
+        path = NEWER
         longest = {k: loop for k, loop in longest.items() if loop > SLACK * common.get(k, 0)}
-    with (OWN if OWN.exists() else BUDGETS).open("w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["case", "dtype", "kernel", *(f"sm_{c}" for c in CASES)])
         for key in dict.fromkeys(key[:3] for key in longest):
@@ -165,7 +171,7 @@ def main() -> int:
 
     if "--record" in sys.argv:
         record_budgets(rows)
-    budgets = read_budgets(BUDGETS) | read_budgets(OWN)
+    budgets = budgets_in_use()
     failures = [error for _, errors in results for error in errors]
     failures += [f"{_name(row)}: {fault}" for row in rows for fault in row.faults]
     failures += over_budget(rows, budgets) + unneeded(rows) + not_covered(rows)

@@ -9,7 +9,7 @@ from machine import MATRIX, Code, copies, inner_loop, overwritten, products
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes a block
 REGISTERS = 64 * 1024  # a multiprocessor
 MOST_SPILLED = 32  # bytes, beside the loop: what ptxas gives for one more block a multiprocessor
-SPILLS_EVERY = 400  # instructions of a loop, no more often
+SPILLS_EVERY = 250  # instructions of a loop at most: for that block, too
 MULTIPLY_ADDS = {  # of the matrix unit, a clock and multiprocessor
     "fp16": {80: 1024, 89: 512, 90: 2048},
     "bf16": {80: 1024, 89: 512, 90: 2048},
