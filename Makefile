@@ -1,10 +1,14 @@
 # Two commands: `make demo` and `make test`, on a GPU where there is one.
 # They make .venv and install into it; `make test PYTHON=python3` uses that environment as it is and
-# installs only this project into it.
+# installs only this project into it; `make test TORCH=2.11.0` makes one of that torch, with the
+# triton that torch asks for, and runs in it.
 
 ifdef PYTHON
 python := $(PYTHON)
 install := installed
+else ifdef TORCH
+python := .venv-torch-$(TORCH)/bin/python
+install := .venv-torch-$(TORCH)/installed
 else
 python := .venv/bin/python
 install := .venv/installed
@@ -18,9 +22,11 @@ export OPENBLAS_NUM_THREADS ?= 1
 demo: $(install)
 	$(python) -m tritonconv.nets train lenet
 
-# In several processes where pytest-xdist is installed.
+# In several processes where pytest-xdist is installed: a process a core, of about 1 GB, and on a GPU
+# 0.5 GB there for its context. pytest-benchmark, which warns beside it, has nothing to do here.
 test: $(install)
-	$(python) -m pytest $$($(python) -c "import xdist" 2>/dev/null && echo "-n auto --maxprocesses 4")
+	$(python) -m pytest -p no:benchmark $$($(python) -c "import xdist" 2>/dev/null && \
+		echo "-n auto --maxprocesses 16 --dist worksteal")
 
 lint: $(install)
 	$(python) -m ruff check .
@@ -54,6 +60,14 @@ installed:
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test,bench]'
 	touch $@
 
+# What is pinned for another torch is left out; triton 3.6's interpreter takes no newer numpy.
+.venv-torch-%/installed: pyproject.toml constraints.txt
+	python3 -m venv $(@D)
+	grep -vE '^(torch|triton|numpy|setuptools)=' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt \
+		torch==$* 'numpy<2.4' --editable '.[demo,test,bench]'
+	touch $@
+
 # Triton alone, before everything else of .venv's: its release may not be the one torch asks for.
 .venv-triton-%/installed: $(install)
 	$(python) -m venv $(@D)
@@ -63,4 +77,4 @@ installed:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-triton-* runs build *.egg-info
+	rm -rf .venv .venv-torch-* .venv-triton-* runs build *.egg-info

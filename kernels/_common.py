@@ -217,7 +217,8 @@ def check_tensor(name: str, argument: str, x: Tensor, dims: tuple[int, ...] | No
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in autocast's dtype, where it is on; float64 stays, as with torch's operators."""
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # what has autocast, by name: torch 2.11 cannot trace the question which device has it
+    if device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [

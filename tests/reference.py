@@ -16,7 +16,7 @@ from tritonconv.conv.general import tiles
 EVERY_TILE = sorted(
     {
         (size, tile)
-        for tables in (tiles.TILES, tiles.HOPPER, tiles.UNALIGNED)
+        for tables in (tiles.TILES, tiles.HOPPER, tiles.EXACT, tiles.UNALIGNED)
         for size, table in tables.items()
         for tile in table
     }

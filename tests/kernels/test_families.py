@@ -240,10 +240,10 @@ def test_force_family_holds_for_both_passes_and_ends():
     assert choose(shape.problem("dgrad", torch.float32)).family is before
 
 
-def test_force_family_refuses():
+def test_force_family_refuses(device):
     with pytest.raises(ValueError, match="name must be one of .*depthwise.*, got 'fast'"):
         force_family("fast").__enter__()
-    x, w = torch.ones(1, 4, 4, 4), torch.ones(4, 4, 3, 3)
+    x, w = torch.ones(1, 4, 4, 4, device=device), torch.ones(4, 4, 3, 3, device=device)
     with force_family("depthwise"), pytest.raises(RuntimeError, match="one channel a group"):
         conv2d(x, w)
     assert dispatch._forced is None

@@ -29,12 +29,12 @@ def said(argv: list[str], capsys) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(write_idx_set_to, tmp_path_factory) -> tuple[Path, Path]:
+def run(write_idx_set_to, tmp_path_factory, device) -> tuple[Path, Path]:
     """Weights of a LeNet, and the folder of its Fashion-MNIST."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    model = LeNet()
-    model(torch.rand(1, 1, 28, 28))  # the interpreter says now that it is slow
+    model = LeNet().to(device)
+    model(torch.rand(1, 1, 28, 28, device=device))  # the interpreter says now that it is slow
     torch.save(model.state_dict(), folder / "weights.pt")
     return folder / "weights.pt", write_idx_set_to(folder / "data", test=5)
 
@@ -109,9 +109,10 @@ def test_evaluate_prints_the_accuracy_and_the_table(run, capsys):
     assert sum(table[i][i] for i in range(10)) == right
 
 
-def test_compare_sees_an_error_of_ours_alone(monkeypatch):
-    model = nn.Sequential(Conv2d(1, 2, 3), nn.Dropout(0.5), Conv2d(2, 1, 1))
-    good = compare(model, torch.randn(2, 1, 5, 5))
+def test_compare_sees_an_error_of_ours_alone(device, monkeypatch):
+    model = nn.Sequential(Conv2d(1, 2, 3), nn.Dropout(0.5), Conv2d(2, 1, 1)).to(device)
+    x = torch.randn(2, 1, 5, 5, device=device)
+    good = compare(model, x)
     names = ["output", "gradient of input"]
     names += [f"gradient of {i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")]
     assert [error.name for error in good] == names
@@ -120,7 +121,7 @@ def test_compare_sees_an_error_of_ours_alone(monkeypatch):
         assert max(error.ours, error.torchs) < 1e-5 * max(1, error.largest)
     right = Conv2d._conv_forward
     monkeypatch.setattr(Conv2d, "_conv_forward", lambda self, *args: right(self, *args) + 1e-3)
-    bad = compare(model, torch.randn(2, 1, 5, 5))
+    bad = compare(model, x)
     assert bad[0].ours > 9e-4
     assert bad[0].torchs < 1e-5
     table = error_table(good).splitlines()
@@ -141,7 +142,7 @@ def test_compare_prints_a_table(capsys):
         assert torchs < 1e-4
 
 
-def test_compare_covers_auxiliary_outputs():
+def test_compare_covers_auxiliary_outputs(device):
     class Heads(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -153,7 +154,8 @@ def test_compare_covers_auxiliary_outputs():
             y = self.conv(x)
             return GoogLeNetOutputs(y, 2 * y, 3 * y)
 
-    errors = {error.name: error for error in compare(Heads(), torch.randn(1, 1, 5, 5))}
+    x = torch.randn(1, 1, 5, 5, device=device)
+    errors = {error.name: error for error in compare(Heads().to(device), x)}
     assert list(errors)[:3] == ["logits", "aux_logits2", "aux_logits1"]
     assert errors["aux_logits1"].largest == pytest.approx(3 * errors["logits"].largest)
 

@@ -102,11 +102,11 @@ _logs: dict[CompiledKernel, str] = {}  # ptxas's, for a process compiles each ke
 
 
 def _compile(kernel: triton.JITFunction, args: tuple, meta: dict) -> Launch:
-    """What kernel[grid](*args, **meta) would run."""
+    """What the library would run for this launch."""
     log = io.StringIO()
     try:
         with contextlib.redirect_stdout(log):
-            binary = kernel.warmup(*args, grid=(1,), **meta)
+            binary = kernel.warmup(*args, grid=(1,), **meta, **tritonconv._launch.COMPILED)
     except Exception as error:  # whatever the compiler raises is a finding
         raise CompilationError(f"{kernel.__name__}: {error}") from error
     ptxas = _logs.setdefault(binary, log.getvalue())

@@ -9,6 +9,7 @@ from machine import MATRIX, Code, copies, inner_loop, overwritten, products
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes a block
 REGISTERS = 64 * 1024  # a multiprocessor
 MOST_SPILLED = 32  # bytes, beside the loop: what ptxas gives for one more block a multiprocessor
+SPILLS_EVERY = 250  # instructions of a loop at most: for that block, too
 MULTIPLY_ADDS = {  # of the matrix unit, a clock and multiprocessor
     "fp16": {80: 1024, 89: 512, 90: 2048},
     "bf16": {80: 1024, 89: 512, 90: 2048},
@@ -105,7 +106,7 @@ def faults(
     found = []
     loop = inner_loop(code)
     spills = sum(i.name in ("LDL", "STL") for i in loop) if launch.spilled else 0
-    if spills or launch.spilled > MOST_SPILLED:
+    if spills > len(loop) // SPILLS_EVERY or launch.spilled > MOST_SPILLED:
         found.append(f"spills {launch.spilled} bytes, with {spills} accesses in the loop")
     if launch.shared > SHARED[capability]:
         found.append(f"{launch.shared} bytes of shared memory exceed {SHARED[capability]}")

@@ -60,6 +60,10 @@ HOPPER = {
         Tile(128, 16, 64, 4, 4),
     ),
 }
+# Of float32 outside the matrix unit: steps of 32 are unrolled into more values than registers.
+EXACT = {
+    4: (Tile(64, 64, 16, 4, 3), *TILES[4][1:]),
+}
 # For rows of memory that start at any element: what is loaded passes through registers.
 UNALIGNED = {
     2: (
@@ -80,7 +84,7 @@ def serving(p: Problem, m: int, n: int, k: int, channels: int) -> tuple[Tile, ..
     if p.capability is None:
         return (interpreted(m, n, k),)
     size = p.dtype.itemsize
-    tiles = TILES[size]
+    tiles = (TILES | EXACT if p.precision == "ieee" else TILES)[size]
     if unit(channels) * size < LEAST_ASYNCHRONOUS:
         tiles = UNALIGNED.get(size, tiles)
     elif p.capability[0] == 9:
