@@ -28,6 +28,7 @@ On purpose unlike torch:
 
 - every result and gradient repeats bit for bit, and half precision rounds once;
 - `torch.func` transforms, forward-mode differentiation and `torch.jit.script` are refused by name;
+- sizes of 2**31 and more, and padded axes about as long, are refused by name; `batch_norm` wants [N, C, ...];
 - integer and complex tensors are refused by name, where torch pools some integers;
 - `adaptive_avg_pool1d/2d` differentiate an output without elements, where torch's backward refuses;
 - `max_pool1d` always follows its input's strides, where torch's does so only where a gradient is needed."""
