@@ -79,8 +79,11 @@ def _batch_norm_stats_kernel(
     c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
     # sums about the first block's mean: it is as close to the mean of all as that block's share
     # of them tells, (near - mean)^2 <= variance * pixels / BLOCK_P, so that little cancels
-    x, _ = _load_pixels(x_ptr, first, last, c, C, ACC, BLOCK_P)
-    near = tl.sum(x * (1.0 / tl.minimum(last - first, BLOCK_P).to(ACC)), axis=0)
+    x, inside = _load_pixels(x_ptr, first, last, c, C, ACC, BLOCK_P)
+    share = 1.0 / tl.minimum(last - first, BLOCK_P).to(ACC)
+    near = tl.sum(x * share, axis=0)
+    # once more, so that no rounding is left where all values are one
+    near += tl.sum(tl.where(inside, x - near[None, :], 0.0) * share, axis=0)
     n = (last - first).to(ACC)
     share = 1.0 / n
     total, squares = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)

@@ -111,7 +111,7 @@ def large(center: float, spread: float, shape=(4, 3, 9, 10)) -> torch.Tensor:
 
 LARGE = {
     "mean beyond the root of the largest": large(3e19, 4e18),
-    "mean of which not even the square of its last digit overflows": large(1e25, 1e10),
+    "mean next to the largest": large(3e38, 1e10),
     "one value only": torch.full((4, 3, 9, 10), 2e19),
     "one value, whose sum rounds": torch.full((7, 3, 3, 3), 1.2345678e12),
     "variance next to the largest": large(0, 1.2e19),

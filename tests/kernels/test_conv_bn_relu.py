@@ -141,6 +141,23 @@ def test_statistics_are_accurate_far_from_zero(device):
     )
 
 
+@pytest.mark.parametrize("family", ["general", "depthwise"])
+def test_statistics_of_large_values(family, device, monkeypatch):
+    """A mean whose square float32 does not hold, and more parts than one program combines."""
+    monkeypatch.setattr(stats, "BLOCK_PARTS", 2)
+    x = (3e19 + 4e18 * torch.randn(8, 4, 16, 16, dtype=torch.float64)).float()
+    w = torch.ones(4, 1, 1, 1) if family == "depthwise" else torch.eye(4)[..., None, None]
+    running = [torch.zeros(4, device=device), torch.zeros(4, device=device)]
+    how = {"training": True, "momentum": 1.0, "activation": None, "groups": 4 // w.shape[1]}
+    with force_family(family, Tile(32, 16, 16, 4, 2) if family == "general" else None):
+        y = conv_bn_relu(x.to(device), w.to(device), None, *running, **how)
+    expected = F.batch_norm(x.double(), None, None, training=True)
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=1e-4, atol=1e-4)
+    values = x.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(running[0].cpu().double(), values.mean(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(running[1].cpu().double(), values.var(1), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("parts", [2, 16, 64])
 def test_statistics_do_not_depend_on_how_they_are_combined(parts, device, monkeypatch):
     """Many small tiles, and several levels of combination."""

@@ -6,6 +6,9 @@ A program owns BLOCK_M output channels by BLOCK_N input channels of one tap, and
 pixels at a time: one pixel of many images, or, with few images, a piece of a row.  Those of x lie
 some way off, with zeros beyond the image.  The reduction is split between programs where the
 outputs alone are too few: partial sums go to a workspace and are added in fixed order.
+
+Beyond dy's edges zeros multiply what x has there: what is not finite in x near its own edges makes
+NaN of other taps of its channel than of those that see it.
 """
 
 import math

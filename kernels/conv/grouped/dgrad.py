@@ -53,14 +53,14 @@ def _place(
 
 @triton.jit
 def _group_by_group(
-    dy_ptr, w_ptr, dx_ptr, N, H, W, OH, OW, tiles_m,
+    dy_ptr, w_ptr, dx_ptr, N, H, W, OH, OW, tiles_m, taps,
     b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     DH: tl.constexpr, DW: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     GROUPS: tl.constexpr, CG: tl.constexpr, COG: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    BUNDLE: tl.constexpr, BLOCK_M: tl.constexpr, taps,
+    BUNDLE: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """What the kernel does, where something is not finite."""
     n = tile_of(CG)
@@ -139,10 +139,10 @@ def _conv2d_grouped_dgrad_kernel(
     if BUNDLE > 1:  # noqa: SIM102 at compile time, and only then the other
         if spoiled(acc):
             _group_by_group(
-                dy_ptr, w_ptr, dx_ptr, N, H, W, OH, OW, tiles_m,
+                dy_ptr, w_ptr, dx_ptr, N, H, W, OH, OW, tiles_m, taps_h * taps_w,
                 b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
                 EPS, ACTIVATION, KH, KW, SH, SW, PH, PW, DH, DW, STEP_H, STEP_W,
-                GROUPS, CG, COG, PRECISION, ACC, INDEX, BUNDLE, BLOCK_M, taps_h * taps_w,
+                GROUPS, CG, COG, PRECISION, ACC, INDEX, BUNDLE, BLOCK_M,
             )  # fmt: skip
             return
 
