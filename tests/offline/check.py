@@ -143,8 +143,8 @@ def not_covered(rows: list[Row]) -> list[str]:
     }
     missing = []
     for capability in CASES:
-        tables = [tiles.UNALIGNED, tiles.EXACT, tiles.TILES]
-        tables += [tiles.HOPPER] if capability == 90 else []
+        dense = tiles.TILES | tiles.HOPPER if capability == 90 else tiles.TILES
+        tables = [dense, tiles.EXACT, tiles.UNALIGNED]
         served = kernels if capability == 90 else kernels - TMA_KERNELS
         expected = served | {
             f"{t.m}x{t.n}x{t.k} w{t.warps} s{t.stages}"
