@@ -194,4 +194,4 @@ def test_force_family_refuses():
     x, w = torch.ones(1, 4, 4, 4), torch.ones(4, 4, 3, 3)
     with force_family("depthwise"), pytest.raises(RuntimeError, match="one channel a group"):
         conv2d(x, w)
-    assert dispatch._forced is None
+    assert dispatch._forced.get() is None
