@@ -21,9 +21,9 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# The interpreter keeps the running program's id in a global, so that one kernel runs at a time.  Of
-# kernels that are not ours it knows nothing: two threads that interpret those, or ours and those, at
-# once get wrong results, as they do without us.
+# The interpreter keeps the running program's id in a global, so that one kernel runs at a time.
+# Kernels that are not ours do not wait: threads that interpret them beside others get wrong
+# results, as they do without us.
 _lock = threading.RLock()
 
 

@@ -1,12 +1,11 @@
 """Twins: the same model with equal values on our layers, or on torch.nn's."""
 
-import copy
 from collections.abc import Callable
 
 from torch import nn
 
 from . import modules
-from .fuse import unfuse
+from .fuse import copied, unfuse
 
 TWINS = {
     getattr(nn, name): value
@@ -33,7 +32,7 @@ def as_torch(model: nn.Module, report: Callable[[str], object] | None = None) ->
 
 
 def _swapped(model: nn.Module, to: dict, report: Callable[[str], object] | None) -> nn.Module:
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     for name, module in twin.named_modules():
         kind = type(module)
         if kind in to:
