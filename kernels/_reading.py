@@ -724,8 +724,8 @@ def _described(value: Any) -> str:
 
 def _source(function: Callable) -> ast.FunctionDef | str:
     """The function's definition, or why there is none to read."""
-    if not isinstance(function, types.FunctionType):
-        return "is no Python function"
+    if not isinstance(function, types.FunctionType) or inspect.isgeneratorfunction(function):
+        return "is no Python function that returns"
     found = _definition(function.__code__)
     decorated = hasattr(function, "__wrapped__") or getattr(found, "decorator_list", ())
     return "has a decorator" if decorated else found
@@ -743,6 +743,8 @@ def _definition(code: types.CodeType) -> ast.FunctionDef | str:
         return "has no source"
     if code not in compiled:  # a file that was written to, or code that another tool rewrote
         return "does not do what its source says"
+    if any(isinstance(node, ast.Global | ast.Nonlocal) for node in ast.walk(found)):
+        return "declares variables that are not its own"
     return found
 
 

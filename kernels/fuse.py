@@ -252,10 +252,10 @@ def _with_shortcut(container: nn.Module, add: fx.Node, ends: list[list[Found]]) 
     if not isinstance(other, fx.Node):
         return None
     alike = side is not None and _normalised(container, side[0]) == _normalised(container, main[0])
-    if alike and len(side) == 1 and side[0].start is main[0].start:
-        return Piece(tuple(main), "unit", side=side[0])
     if add.target in ADDED_TO and add.args[0] is other:
         return None  # what it writes to may be read elsewhere
+    if alike and len(side) == 1 and side[0].start is main[0].start:
+        return Piece(tuple(main), "unit", side=side[0])
     if other is main[0].start:
         return Piece(tuple(main), "identity")
     return Piece(tuple(main), "given")
@@ -345,7 +345,9 @@ def _replace(container: nn.Module, graph: fx.Graph, group: list[Piece], recomput
         units.append(unit(last, piece.activation if piece.tail else last.activation))
         if piece.side is not None:
             units.append(unit(piece.side, "none"))
-        blocks.append(BlockOf(tuple(units), piece.shortcut))
+        in_place = bool(piece.tail) and piece.tail[0].target in ADDED_TO
+        add = operator.iadd if in_place else operator.add
+        blocks.append(BlockOf(tuple(units), piece.shortcut, add))
     end = group[-1].end
     with graph.inserting_before(end):
         called = [graph.get_attr(name) for name in names]

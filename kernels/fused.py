@@ -4,8 +4,9 @@ What the chain does not cover (an unbatched input, mixed dtypes, training withou
 through the modules one by one.
 """
 
+import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,10 +32,11 @@ class UnitOf(NamedTuple):
 
 
 class BlockOf(NamedTuple):
-    """Units and shortcut as those of a Block."""
+    """Units and shortcut as those of a Block, and how the shortcut is added where modules are."""
 
     units: tuple[UnitOf, ...]
     shortcut: str
+    add: Callable[[Tensor, Tensor], Tensor] = operator.add
 
 
 class Prepared(NamedTuple):
