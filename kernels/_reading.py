@@ -78,7 +78,7 @@ def _in_place(operation: Callable) -> Callable:
     def written(a, b):
         return operation(a, b)
 
-    written.__name__ = operation.__name__
+    written.__name__ = operation.__name__.removeprefix("i")
     return written
 
 
@@ -192,7 +192,7 @@ def _watched(journal: list[tuple]) -> list[Watched]:
     for path, what, value in journal:
         this = found.setdefault(path, Watched(tuple(filter(None, path.split(".")))))
         if what == "attributes":
-            value = (*this.attributes, value)
+            value = tuple(dict([*this.attributes, value]).items())
         found[path] = this._replace(**{what: value})
     return list(found.values())
 
@@ -258,19 +258,23 @@ class _Reader:
     def call(self, owner: str, own: Own, args: Sequence, kwargs: dict) -> Any:
         """A module called: what it returns where it can be entered, or a node."""
         path, module = own
-        mutable = [v for v in (*args, *kwargs.values()) if type(v) in (list, dict)]
+        values = (*args, *kwargs.values())
+        mutable = [v for v in values if type(v) in (list, dict)]
+        # called otherwise, it will not run its own fused forward, but can be a part of this one
+        plain = all(v is None or isinstance(v, fx.Node) for v in values)
         if is_layer(module):
             self.lent += [] if is_known(module) else mutable
             if "inplace" in vars(module):
                 self.journal.append((path, "attributes", ("inplace", module.inplace)))
-        elif self.inside(path):
+        elif self.inside(path) or not plain:
             last, entries = next(iter(reversed(self.graph.nodes))), len(self.journal)
             try:
                 why = altered(module, own_class(module))
                 if why or type(module).__call__ is not nn.Module.__call__:
                     raise NotUnderstoodError(f"{path} {why or 'is called in its own way'}")
                 self.journal += [(path, "kind", own_class(module)), (path, "entered", True)]
-                return self.enter(own_class(module).forward, own, (own, *args), kwargs, path)
+                owner = path if plain else owner
+                return self.enter(own_class(module).forward, own, (own, *args), kwargs, owner)
             except NotUnderstoodError as error:
                 if mutable:  # which it may have written to
                     raise
@@ -352,6 +356,8 @@ class _Frame:
                         break
                     if isinstance(ended, Returned):
                         return ended
+            case ast.Assert(test) if self.test(test):
+                return None
             case ast.AugAssign():
                 raise self.refusal(node, "writes to what is not a variable")
             case _:

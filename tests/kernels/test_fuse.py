@@ -666,6 +666,41 @@ def test_forward_that_is_understood_is_fused(name, training, device):
         torch.testing.assert_close(a.cpu(), b)
 
 
+class Dense(nn.Module):
+    """As DenseNet's layers: called with a list, which no fused forward of their own takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = conv_bn(3, 3)
+
+    def forward(self, xs):
+        assert len(xs) > 0
+        return F.relu(self.bn(self.conv(sum_of(xs))))
+
+
+def sum_of(xs):
+    total = xs[0]
+    for x in xs[1:]:
+        total = total + x
+    return total
+
+
+class DenseBlock(nn.ModuleDict):
+    def forward(self, x):
+        found = [x]
+        for _, layer in self.items():
+            found.append(layer(found))
+        return sum_of(found)
+
+
+def test_containers_called_with_lists_are_fused_with_their_caller(device):
+    model, lines = made(DenseBlock({"a": Dense(), "b": Dense()}), device), []
+    fused, x = fuse(model, report=lines.append), images(device)
+    assert lines == ["model: a.conv, a.bn, relu fused", "model: b.conv, b.bn, relu_1 fused"]
+    assert_same(fused, as_torch(model).cpu(), x, x.cpu())
+    assert ops(fused, x) == ["conv2d_stats", "batch_norm"] * 2
+
+
 class ReadsAttributes(Unit):
     """Of each kind that a forward may depend on."""
 
