@@ -89,17 +89,16 @@ class Effects:
         """
         members = set(nodes)
         at = [self.order[n] for n in nodes]
-        held = {self._module(n): f"{n.target}." for n in nodes if n.op == "call_module"}
+        layers = {self._module(n): f"{n.target}." for n in nodes if n.op == "call_module"}
+        counting = {layer for layer in layers if layer._buffers}  # batch norms
         for i in range(min(at), max(at)):
             node = self.nodes[i]
             if node in members:
                 continue
-            if node.op == "call_module" and not held.keys().isdisjoint(
-                self._module(node).modules()
-            ):
+            if node.op == "call_module" and not counting.isdisjoint(self._module(node).modules()):
                 return False
             written = self.written[node] | (self.shared[node] if node.op == "get_attr" else set())
-            if any(str(m).startswith(tuple(held.values())) for m in written):
+            if any(str(m).startswith(tuple(layers.values())) for m in written):
                 return False
             read = (n for m in nodes if self.order[m] < i for n in m.all_input_nodes)
             if any(written & self.shared[n] for n in read if n not in members):

@@ -130,7 +130,7 @@ ABSENT = object()
 LISTS = (list, tuple, Held)
 ITERABLE = (*LISTS, dict, range, *map(type, (iter([]), {}.keys(), {}.values(), {}.items())))
 LIST_OPERATIONS = (operator.add, IN_PLACE[ast.Add])
-MOST_CALLS = 50  # within one another
+MOST_CALLS = 30  # within one another
 
 
 class Reading(NamedTuple):
@@ -259,7 +259,7 @@ class _Reader:
         """A module called: what it returns where it can be entered, or a node."""
         path, module = own
         values = (*args, *kwargs.values())
-        mutable = [v for v in values if type(v) in (list, dict)]
+        mutable = _mutable(values)
         # called otherwise, it will not run its own fused forward, but can be a part of this one
         plain = all(v is None or isinstance(v, fx.Node) for v in values)
         if is_layer(module):
@@ -267,14 +267,14 @@ class _Reader:
             if "inplace" in vars(module):
                 self.journal.append((path, "attributes", ("inplace", module.inplace)))
         elif self.inside(path) or not plain:
-            last, entries = next(iter(reversed(self.graph.nodes))), len(self.journal)
+            last, entries = next(iter(reversed(self.graph.nodes)), None), len(self.journal)
             try:
                 why = altered(module, own_class(module))
                 if why or type(module).__call__ is not nn.Module.__call__:
                     raise NotUnderstoodError(f"{path} {why or 'is called in its own way'}")
                 self.journal += [(path, "kind", own_class(module)), (path, "entered", True)]
-                owner = path if plain else owner
-                return self.enter(own_class(module).forward, own, (own, *args), kwargs, owner)
+                inner = path if plain else owner
+                return self.enter(own_class(module).forward, own, (own, *args), kwargs, inner)
             except NotUnderstoodError as error:
                 if mutable:  # which it may have written to
                     raise
@@ -547,7 +547,7 @@ class _Frame:
             return found
         closure = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         if name in closure:
-            found = closure[name].cell_contents
+            found = self.attempt(node, lambda: closure[name].cell_contents)
         elif name in code.co_varnames or name in code.co_cellvars:
             raise self.refusal(node, "reads a variable that may have no value")
         else:
@@ -720,6 +720,15 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (type, types.UnionType, *SIMPLE))
 
 
+def _mutable(value: Any) -> list:
+    """The lists and dicts in it."""
+    if type(value) not in (list, tuple, dict):
+        return []
+    inner = value.values() if type(value) is dict else value
+    found = [] if type(value) is tuple else [value]
+    return found + [m for v in inner for m in _mutable(v)]
+
+
 def _described(value: Any) -> str:
     if isinstance(value, fx.Node):
         return "a value"
@@ -788,12 +797,16 @@ def opens(container: nn.Module, child: str) -> bool:
         nodes = list(ast.walk(tree))
         called = [n.func for n in nodes if isinstance(n, ast.Call)]
         own = [n for n in nodes if isinstance(n, ast.Attribute) and _is_name(n.value, itself)]
-        if len(own) < sum(_is_name(n, itself) for n in nodes):
+        if len(own) < sum(_is_name(n, itself) for n in nodes) or any(
+            _is_name(n, "super") for n in nodes
+        ):
             return True  # passed on, or taken apart, as a whole
         for node in own:
             if node.attr in REACHING or (node.attr == child and node not in called):
                 return True
             method = inspect.getattr_static(kind, node.attr, None)
+            if not isinstance(method, types.FunctionType) and hasattr(method, "__get__"):
+                return True  # a property, and so on
             if isinstance(method, types.FunctionType) and method not in done:
                 done.add(method)
                 todo.append(method)

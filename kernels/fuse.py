@@ -28,6 +28,7 @@ from .fused import BlockOf, UnitOf, Watched, altered, run_chain, warn_once
 Report = Callable[[str], object]
 
 CONVOLUTIONS = (modules.Conv2d, modules.ConvTranspose2d)
+LISTS = (nn.ModuleList, nn.ModuleDict)  # which hold modules and call none
 NORMS = (modules.BatchNorm2d, nn.Identity)  # fold() leaves an identity
 ACTIVATIONS = {
     nn.ReLU: "relu",
@@ -652,7 +653,9 @@ class _Calls:
             return f"it is a {type(norm).__module__}.{type(norm).__name__}"
         if why := altered(norm, type(norm)):
             return f"it {why}"
-        for owner, why in self.refused.items():
-            if norm in owner.children():
-                return why
+        owner = self.paths[norm][0].rpartition(".")[0]
+        while owner and isinstance(self.model.get_submodule(owner), LISTS):
+            owner = owner.rpartition(".")[0]  # of whose layers another's forward decides
+        if why := self.refused.get(self.model.get_submodule(owner)):
+            return why
         return "no convolution that can be changed, and is used by it alone, comes before it"

@@ -619,7 +619,7 @@ class Understood:
         a, _b = list(self.layers)
         if self.shortcut is not None and isinstance(x, torch.Tensor):
             x = self.shortcut(x)
-        y = a[1](a[0](x)) if self.training or self.scale != 2 else x
+        y = a[1](a[0](x)) if self.training or self.scale == 2 else x
         y = F.relu(y) * self.scale
         return getattr(self, f"l{'ayers'}")[-1][0](y)
 
@@ -633,6 +633,13 @@ class Understood:
         z += y
         return F.relu(z) + identity
 
+    def interleaves(self, x):
+        (a, b), (c, d) = self.layers
+        y, z = b(a(x)), d(c(x))
+        y = self.act(y)
+        z = self.act(z)
+        return y * z
+
     def splits(self, x):
         (a, bn), _ = self.layers
         n, c, h, w = x.shape
@@ -645,7 +652,7 @@ class Blocks(nn.Module):
     def __init__(self, shortcut=None):
         super().__init__()
         self.layers = nn.ModuleList(nn.Sequential(*conv_bn(3, 3)) for _ in range(2))
-        self.shortcut, self.scale = shortcut, 2
+        self.shortcut, self.scale, self.act = shortcut, 2, nn.ReLU(inplace=True)
 
 
 def leaves(y) -> list[torch.Tensor]:
@@ -658,7 +665,9 @@ def test_forward_that_is_understood_is_fused(name, training, device):
     kind = type("Own", (Blocks,), {"forward": vars(Understood)[name]})
     model = kind().double().to(device).train(training)
     fused, twin, x = fuse(model), as_torch(model).cpu(), images(device, 2, 3, 4, 4)
-    assert type(fused) is not kind
+    assert {"interleaves": 2, "gathers": 2}.get(name, 1) <= ops(fused, x).count(
+        "conv2d_stats" if training else "conv2d_fused"
+    )
     for _ in range(2):
         for a, b in zip(leaves(fused(x.clone())), leaves(twin(x.cpu())), strict=True):
             torch.testing.assert_close(a.cpu(), b)
