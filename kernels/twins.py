@@ -17,8 +17,10 @@ TWINS = {
 def convert(model: nn.Module, report: Callable[[str], object] | None = None) -> nn.Module:
     """A deep copy of model with torch.nn's layers replaced by ours.
 
-    Only exact types are replaced: a subclass may compute something else, so it is kept.  report, if
-    given (print, say), is called with a line for every replaced layer and every other leaf.
+    Only exact types are replaced: a subclass may compute something else, so it is kept; a layer
+    with a parametrization is one.  Hooks stay, those too that make a weight, as pruning has them.
+    report, if given (print, say), is called with a line for every replaced layer and every other
+    leaf.
     """
     return _swapped(model, TWINS, report)
 
