@@ -422,7 +422,9 @@ class Fused:
     def __setstate__(self, state):
         super().__setstate__(state)
         if self._fusion is not None and not self._fusion.programs:
-            _specialise(self, self._fusion.recompute)
+            _, failure = _specialise(self, self._fusion.recompute)
+            if failure is not None and not isinstance(self, Fused):
+                warn_once(self, failure)
 
 
 @functools.cache

@@ -929,6 +929,15 @@ def test_no_generated_class_is_pickled(device):
     assert ops(loaded, x) == ops(fused, x) == ["conv2d_fused"] * 2
 
 
+def test_loading_tells_what_it_cannot_fuse_again(monkeypatch):
+    data = pickle.dumps(fuse(Nested()))
+    monkeypatch.setattr("tritonconv._reading._definition", lambda code: "has no source")
+    with pytest.warns(UserWarning, match="runs unfused: .*forward has no source"):
+        loaded = pickle.loads(data)
+    assert type(loaded) is Nested
+    assert "_fusion" not in vars(loaded)
+
+
 def test_state_that_a_class_leaves_out_stays_out(device):
     class Own(Unit):
         def forward(self, x):
