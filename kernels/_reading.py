@@ -315,8 +315,6 @@ class _Frame:
     def watch(self, own: Own, what: str, value: Any) -> None:
         self.reader.journal.append((own.path, what, value))
 
-    # statements
-
     def block(self, statements: list[ast.stmt]) -> Any:
         """Returned, or the Break or Continue that ended it, or None."""
         for statement in statements:
@@ -389,8 +387,6 @@ class _Frame:
                 self.attempt(target, operator.setitem, held, key, value)
             case _:
                 raise self.refusal(target, "writes to an attribute")
-
-    # expressions
 
     def evaluate(self, node: ast.expr) -> Any:
         match node:
@@ -624,8 +620,6 @@ class _Frame:
             return self.attempt(node, operator.getitem, value, index)
         raise self.refusal(node, f"takes an element of {_described(value)}")
 
-    # calls
-
     def call(self, node: ast.Call) -> Any:
         match node.func:
             case ast.Name("super") if not node.args and "super" not in self.names:
@@ -694,7 +688,8 @@ class _Frame:
             if "out" in kwargs:
                 raise self.refusal(node, "writes to out")
             return self.record(node, "call_function", callee, args, kwargs)
-        if isinstance(callee, types.FunctionType) and not callee.__module__.startswith("torch."):
+        of_torch = (callee.__module__ or "").startswith("torch.")
+        if isinstance(callee, types.FunctionType) and not of_torch:
             return reader.enter(callee, self.own, args, kwargs, self.owner)
         raise self.refusal(node, f"calls {getattr(callee, '__qualname__', _described(callee))}")
 
@@ -734,6 +729,8 @@ def _described(value: Any) -> str:
         return "a value"
     if isinstance(value, Own):
         return f"a {type(value.module).__name__}"
+    if type(value) is Held:
+        return "a list that an attribute holds"
     return "nothing" if value is ABSENT else f"a {type(value).__name__}"
 
 

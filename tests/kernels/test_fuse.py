@@ -493,7 +493,7 @@ class NotUnderstood:
         return self.unit(x)
 
     def appends(self, x):
-        """reads append of a Held"""
+        """reads append of a list that an attribute holds"""
         self.seen.append(1)
         return self.unit(x)
 
