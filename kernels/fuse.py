@@ -603,15 +603,20 @@ class _Calls:
         self.graphs: list[tuple[nn.Module, fx.Graph]] = []  # of the inner containers first
         self.refused: dict[nn.Module, str] = {}
         self.partners: dict[nn.Module, set[nn.Module | None]] = {}
-        for container in reversed(_containers(model)):
+        entered: set[nn.Module] = set()  # whose calls are part of another's
+        for container in _containers(model):
+            alone = container not in entered or container in self.partners
             for given in _parameters(container)[2]:
                 try:
-                    graph = read(container, False, given).graph
+                    graph, watched, _ = read(container, False, given)
                 except NotUnderstoodError as error:
                     self.refused[container] = str(error)
                     continue
-                self.graphs.append((container, graph))
-                self._count(container, graph)
+                self.graphs.insert(0, (container, graph))
+                if alone:
+                    self._count(container, graph)
+                    paths = [".".join(w.path) for w in watched if w.entered]
+                    entered.update(map(container.get_submodule, paths))
 
     def _count(self, container: nn.Module, graph: fx.Graph) -> None:
         """Notes what each layer is called with: a convolution's norm, or nothing."""

@@ -1210,6 +1210,15 @@ def test_fold_reads_what_calls_blocks_as_a_whole(device):
     assert lines == ["b.bn: folded into b.conv"]
 
 
+def test_fold_across_containers(device):
+    model, lines = made(Nested(), device).eval(), []
+    model.bn.running_mean += 0.5
+    folded, x = fold(model, report=lines.append), images(device)
+    assert lines == ["stem.1: folded into stem.0", "bn: folded into stem.3"]
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model(x))
+
+
 def test_folded_transposed_convolution(device):
     model = made(CONTAINERS["transposed"][0](), device).eval()
     folded, x = fold(fuse(model)), images(device)
