@@ -11,6 +11,7 @@ epilogue.  Kept for the backward are x, each c_i with its mean and variance, and
 takes the sums for norm_i's gradient.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -62,6 +63,8 @@ class Block(NamedTuple):
     shortcut: str  # none, identity, given or unit: then the last of units is it
     x_format: torch.memory_format
     y_format: torch.memory_format
+
+    add = staticmethod(operator.add)
 
     @property
     def gated(self) -> bool:
@@ -338,14 +341,16 @@ def composed(
         for unit in inner:
             y = rectified(normalised(i, y), unit.activation)
             i += 1
-        y = normalised(i, y)
+        y, added = normalised(i, y), None
         if block.shortcut == "identity":
-            y = y + x
+            added = x
         elif block.shortcut == "given":
-            y = y + residual
+            added = residual
         elif block.shortcut == "unit":
             i += 1
-            y = y + normalised(i, x)
+            added = normalised(i, x)
+        if added is not None:
+            y = block.add(y, added)
         i += 1
         x = rectified(y, last.activation)
     return x

@@ -21,7 +21,10 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-_lock = threading.RLock()  # the interpreter keeps the running program's id in a global
+# The interpreter keeps the running program's id in a global, so that one kernel runs at a time.
+# Kernels that are not ours do not wait: threads that interpret them beside others get wrong
+# results, as they do without us.
+_lock = threading.RLock()
 
 
 def run(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict) -> None:

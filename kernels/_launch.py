@@ -7,6 +7,7 @@ tritonconv sets it where there is no CUDA device, and an explicit value wins.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,18 +25,27 @@ INTERPRETED_BLOCK = 2**19
 # Multiply-adds round once: triton 3.9 warns where that is not asked for, 3.10 is to leave it.
 COMPILED = {"enable_fp_fusion": True}
 
-_record: Callable | None = None
+# of one context each: what other threads launch runs
+_record: ContextVar[Callable | None] = ContextVar("_record", default=None)
 
 
 @contextlib.contextmanager
-def recording(record: Callable) -> Iterator[None]:
-    """Calls record(kernel, programs, constants, choice) for every launch; nothing runs."""
-    global _record
-    before, _record = _record, record
+def within(variable: ContextVar, value: Any) -> Iterator[None]:
+    """Sets variable in this context, and in the backward passes that it starts.
+
+    On a GPU autograd would run those in threads of its own, which have no part in the context.
+    """
+    before = variable.set(value)
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
-        _record = before
+        variable.reset(before)
+
+
+def recording(record: Callable) -> contextlib.AbstractContextManager:
+    """Calls record(kernel, programs, constants, choice) for every launch; nothing runs."""
+    return within(_record, record)
 
 
 def launch(kernel, programs: int, *args, out: Tensor | tuple[Tensor, ...], **meta) -> None:
@@ -48,8 +58,8 @@ def start(
 ) -> None:
     """As launch; choice: why it is this kernel, for who records it."""
     if programs > 0:
-        if _record is not None:
-            _record(kernel, programs, meta, choice)
+        if record := _record.get():
+            record(kernel, programs, meta, choice)
         else:
             _run(kernel, programs, args, outs, meta)
 

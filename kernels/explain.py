@@ -42,8 +42,9 @@ def explain(function: Callable | nn.Module, *args: Any, **kwargs: Any) -> Explan
     """What function(*args, **kwargs), and its backward where it has gradients, would launch.
 
     function: an operator of tritonconv, or a module; the tensors are where they would be.  Nothing
-    runs on the device, and neither the module nor the arguments change: they are copied.  Raises
-    TypeError for other functions, which may change what no copy was made of.
+    runs on the device, and neither the module nor the arguments change: they are copied.  What
+    other threads launch runs, those too that a module starts itself.  Raises TypeError for other
+    functions, which may change what no copy was made of.
 
         print(tritonconv.explain(tritonconv.conv2d, x, w, padding=1))
     """

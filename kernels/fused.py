@@ -4,9 +4,10 @@ What the chain does not cover (an unbatched input, mixed dtypes, training withou
 through the modules one by one.
 """
 
+import operator
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,11 @@ class UnitOf(NamedTuple):
 
 
 class BlockOf(NamedTuple):
-    """Units and shortcut as those of a Block."""
+    """Units and shortcut as those of a Block, and how the shortcut is added where modules are."""
 
     units: tuple[UnitOf, ...]
     shortcut: str
+    add: Callable[[Tensor, Tensor], Tensor] = operator.add
 
 
 class Prepared(NamedTuple):
@@ -159,9 +161,58 @@ def _one_by_one(
     return composed(blocks, x, residual, normalised)
 
 
+class Watched(NamedTuple):
+    """What a module must be for a fused forward to stand in for the container's own."""
+
+    path: tuple[str, ...]
+    kind: type[nn.Module] | None = None
+    entered: bool = False  # its own call is left out
+    children: tuple[str, ...] | None = None
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+    def changed(self, container: nn.Module) -> str | None:
+        """What is no longer so, if anything."""
+        module = container
+        for name in self.path:
+            module = module._modules.get(name)
+            if module is None:
+                return f"{self.name} is gone"
+        if self.entered:
+            why = altered(module, self.kind)
+            if why is None and module.training != container.training and any(module.children()):
+                why = "is in another mode"
+            if why is not None:
+                return f"{self.name} {why}"
+        elif self.kind is not None and own_class(module) is not self.kind:
+            return f"{self.name} is a {type(module).__name__}, not a {self.kind.__name__}"
+        if self.children is not None and tuple(module._modules) != self.children:
+            return f"{self.name} has other children"
+        for name, value in self.attributes:
+            now = getattr(module, name, ABSENT)
+            if value is Tensor:
+                same = isinstance(now, Tensor)
+            else:
+                same = type(now) is type(value) and now == value
+            if not same:
+                return f"{self.name} has another {name}"
+        return None
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path) or "it"
+
+
+ABSENT = object()
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class; a fused container's own."""
+    return getattr(type(module), "unfused", type(module))
+
+
 def altered(module: nn.Module, expected: type[nn.Module]) -> str | None:
     """Why module has to be called itself, if it has: then no chain may stand in for it."""
-    if type(module) is not expected:
+    if own_class(module) is not expected:
         return f"is a {type(module).__name__}, not a {expected.__name__}"
     if "forward" in vars(module):
         return "has a forward of its own"
@@ -177,8 +228,7 @@ def altered(module: nn.Module, expected: type[nn.Module]) -> str | None:
 
 
 def warn_once(module: nn.Module, why: str) -> None:
-    if "_warned" not in vars(module):
-        module._warned = True
+    if vars(module).setdefault("_warned", why) is why:  # of threads, only the first
         warnings.warn(f"{type(module).__name__} runs unfused: {why}", stacklevel=3)
 
 

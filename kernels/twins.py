@@ -1,12 +1,11 @@
 """Twins: the same model with equal values on our layers, or on torch.nn's."""
 
-import copy
 from collections.abc import Callable
 
 from torch import nn
 
 from . import modules
-from .fuse import unfuse
+from .fuse import copied, unfuse
 
 TWINS = {
     getattr(nn, name): value
@@ -18,8 +17,10 @@ TWINS = {
 def convert(model: nn.Module, report: Callable[[str], object] | None = None) -> nn.Module:
     """A deep copy of model with torch.nn's layers replaced by ours.
 
-    Only exact types are replaced: a subclass may compute something else, so it is kept.  report, if
-    given (print, say), is called with a line for every replaced layer and every other leaf.
+    Only exact types are replaced: a subclass may compute something else, so it is kept; a layer
+    with a parametrization is one.  Hooks stay, those too that make a weight, as pruning has them.
+    report, if given (print, say), is called with a line for every replaced layer and every other
+    leaf.
     """
     return _swapped(model, TWINS, report)
 
@@ -33,7 +34,7 @@ def as_torch(model: nn.Module, report: Callable[[str], object] | None = None) ->
 
 
 def _swapped(model: nn.Module, to: dict, report: Callable[[str], object] | None) -> nn.Module:
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     for name, module in twin.named_modules():
         kind = type(module)
         if kind in to:

@@ -72,7 +72,9 @@ def allowed(path: str) -> set[str]:
         "kernels/_chain.py": {"_common", "batch_norm", "conv", "conv2d", "norm"},
         "kernels/conv_bn_relu.py": {"_common", "_conv", "_chain", "batch_norm", "conv2d"},
         "kernels/fused.py": FUSED,
-        "kernels/fuse.py": {"fused", "modules"},
+        "kernels/_reading.py": {"fused", "modules"},
+        "kernels/_effects.py": {"_reading"},
+        "kernels/fuse.py": {"_effects", "_reading", "fused", "modules"},
         "kernels/twins.py": {"fuse", "modules"},
     }.get(path, OPERATOR)
 

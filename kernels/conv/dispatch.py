@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .. import _split
 from .._common import empty_in, empty_nhwc, leave, nhwc
-from .._launch import start
+from .._launch import start, within
 from ..norm.stats import combined, partial_statistics
 from .boxes.walk import DGRAD as BOXES_DGRAD
 from .boxes.walk import FORWARD as BOXES_FORWARD
@@ -58,7 +59,7 @@ FAMILIES = {
 }
 NAMES = sorted({family.name for families in FAMILIES.values() for family in families})
 
-_forced: tuple[str, Config | None] | None = None
+_forced: ContextVar[tuple[str, Config | None] | None] = ContextVar("_forced", default=None)
 
 
 class Choice(NamedTuple):
@@ -70,31 +71,26 @@ class Choice(NamedTuple):
     call: Call
 
 
-@contextlib.contextmanager
-def force_family(name: str, config: Config | None = None) -> Iterator[None]:
-    """Serves every convolution in this context by the family called name, backward passes too.
+def force_family(
+    name: str, config: Config | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Serves every convolution in this context by the family called name.
 
-    Names are what explain() prints.  A pass that has no kernel in the family is served as always.
-    Raises RuntimeError where the family does not serve a convolution, telling why.  For reports of
-    bugs and comparisons; it holds for all threads.
+    So are the backward passes that start in it, whichever context their forward was in; other
+    threads are not.  Names are what explain() prints.  A pass that has no kernel in the family is
+    served as always.  Raises RuntimeError where the family does not serve a convolution, telling
+    why.  For reports of bugs and comparisons.
     """
-    global _forced
     if name not in NAMES:
         raise ValueError(f"force_family: name must be one of {', '.join(NAMES)}, got {name!r}")
-    before, _forced = _forced, (name, config)
-    chosen.cache_clear()
-    try:
-        yield
-    finally:
-        _forced = before
-        chosen.cache_clear()
+    return within(_forced, (name, config))
 
 
 def choose(p: Problem) -> Choice:
     """What is forced; else what tuning found; else the first guess of the first family to serve."""
     families = {family.name: family for family in FAMILIES[p.work]}
-    if _forced is not None and _forced[0] in families:
-        name, config = _forced
+    name, config = _forced.get() or (None, None)
+    if name in families:
         family = families[name]
         if reason := family.declines(p):
             raise RuntimeError(
@@ -136,8 +132,12 @@ def chosen(
     dtype: torch.dtype,
     precision: str,
     device: torch.device,
+    forced: tuple[str, Config | None] | None,
 ) -> Choice:
-    """choose(problem(...)), remembered; y, where it is None, follows from the others."""
+    """choose(problem(...)), remembered; y, where it is None, follows from the others.
+
+    forced is what this context forces: what else it is remembered by.
+    """
     g = from_flat(geometry)
     return choose(problem(work, x, w, y or g.y_shape(x, w), g, dtype, precision, device))
 
@@ -163,7 +163,7 @@ def convolve(
         return _nothing(work, source, w, x_shape, memory_format, geometry), None
     choice = chosen(
         work, tuple(x_shape), w.shape, None if work == "forward" else source.shape,
-        tuple(geometry), source.dtype, input_precision(source), source.device,
+        tuple(geometry), source.dtype, input_precision(source), source.device, _forced.get(),
     )  # fmt: skip
     p, call = choice.problem, choice.call
     result = empty_nhwc(p.y if work == "forward" else p.x, source, memory_format)
@@ -192,7 +192,7 @@ def reduce(
         return x.new_zeros(w_shape).contiguous(memory_format=memory_format)
     choice = chosen(
         "wgrad", x.shape, tuple(w_shape), dy.shape, tuple(geometry), x.dtype, input_precision(x),
-        x.device,
+        x.device, _forced.get(),
     )  # fmt: skip
     call = choice.call
     dw = empty_nhwc(w_shape, x, memory_format)

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import threading
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from .problem import Problem
 
 VERSION = 1  # of the file's form and of the keys
+
+_lock = threading.Lock()  # of who adds to the file
 
 
 class Tuned(NamedTuple):
@@ -67,10 +70,11 @@ def lookup(p: Problem) -> Tuned | None:
 
 def add(gpu: str, found: dict[str, Tuned]) -> None:
     """Writes found for the GPU into the file, beside what it has."""
-    merged = table() | {gpu: table().get(gpu, {}) | found}
-    file = path()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps({"version": VERSION, "gpus": merged}, indent=1) + "\n")
-    new.replace(file)  # at once, for others may read
-    table.cache_clear()
+    with _lock:
+        merged = table() | {gpu: table().get(gpu, {}) | found}
+        file = path()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps({"version": VERSION, "gpus": merged}, indent=1) + "\n")
+        new.replace(file)  # at once, for others may read
+        table.cache_clear()

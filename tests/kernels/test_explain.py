@@ -1,10 +1,12 @@
 """explain() tells what would run, runs nothing, and changes nothing."""
 
 import copy
+import threading
 
 import pytest
 import torch
 import tritonconv
+from beside import beside
 from tritonconv import explain, force_family
 from tritonconv.nets.resnet import BasicBlock
 
@@ -47,6 +49,54 @@ def test_explain_a_module_changes_nothing(device):
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(p.grad is None for p in block.parameters())
     assert torch.isfinite(block(x)).all()  # kernels run again
+
+
+def test_explain_beside_other_threads(device):
+    """Theirs run; only its own are recorded, in the backward too."""
+    layer = tritonconv.Conv2d(4, 4, 3).to(device)
+    x, w = torch.randn(1, 4, 6, 6, device=device), torch.randn(2, 4, 3, 3, device=device)
+    right = tritonconv.conv2d(x, w)
+
+    def work():
+        found = explain(layer, x.requires_grad_())
+        works = [launch.choice.problem.work for launch in found if launch.choice]
+        assert works == ["forward", "dgrad", "wgrad"]
+
+    def convolve():
+        assert torch.equal(tritonconv.conv2d(x.detach(), w), right)
+
+    beside(work, convolve, convolve)
+
+
+def test_force_family_is_of_one_context(device):
+    """Others are served as always, and remember their own choice."""
+    x = torch.randn(1, 4, 8, 8, device=device, requires_grad=True)
+    w = torch.randn(4, 1, 3, 3, device=device, requires_grad=True)
+
+    def served(family):
+        found = explain(tritonconv.conv2d, x, w, groups=4)
+        names = {launch.choice.family.name for launch in found if launch.choice}
+        assert names == {family}
+
+    def forced():
+        with force_family("general"):
+            served("general")
+        served("depthwise")
+
+    beside(forced, lambda: served("depthwise"), lambda: served("depthwise"))
+
+
+def test_backward_of_a_context_runs_in_it(device):
+    """Whichever thread autograd would have taken: those of a GPU's have no part in contexts."""
+    threads = []
+    x = torch.randn(1, 4, 6, 6, device=device, requires_grad=True)
+    with force_family("general"):
+        y = tritonconv.max_pool2d(x * 1, 2)
+        y.register_hook(lambda dy: threads.append(threading.get_ident()))
+        y.sum().backward()
+        assert not torch._C._is_multithreading_enabled()
+    assert threads == [threading.get_ident()]
+    assert torch._C._is_multithreading_enabled()
 
 
 def test_explain_refuses_other_functions():

@@ -246,4 +246,4 @@ def test_force_family_refuses(device):
     x, w = torch.ones(1, 4, 4, 4, device=device), torch.ones(4, 4, 3, 3, device=device)
     with force_family("depthwise"), pytest.raises(RuntimeError, match="one channel a group"):
         conv2d(x, w)
-    assert dispatch._forced is None
+    assert dispatch._forced.get() is None

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import tritonconv
+from beside import beside
 from tritonconv import tune
 from tritonconv.conv import dispatch, tuned
 from tritonconv.conv.geometry import Geometry
@@ -81,6 +82,19 @@ def test_what_was_found_serves_problems_alike_and_no_others():
     assert [served(other) for other in others] == before
     with tritonconv.force_family(guess.family):
         assert served(p) == guess
+
+
+def test_findings_of_threads_add_up(cache):
+    """None is lost to another that wrote meanwhile."""
+    added = []
+
+    def adding(name):
+        key = f"{name} {len(added)}"
+        added.append(key)
+        tuned.add("a GPU", {key: Tuned("general", (1,))})
+
+    beside(lambda: adding("a"), lambda: adding("b"), seconds=1.0)
+    assert tuned.table()["a GPU"].keys() == set(added)
 
 
 def test_findings_add_up_in_one_file(cache):

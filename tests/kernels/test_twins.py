@@ -1,7 +1,9 @@
+import pytest
 import torch
 import tritonconv
 from reference import Dispatched
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from tritonconv import as_torch, convert
 
 
@@ -78,3 +80,36 @@ def test_our_operators_dispatch_none_of_torchs(device):
         for name in mode.seen
         if name.startswith("aten::") and ("conv" in name or "pool" in name)
     ]
+
+
+ALTERED = {
+    "weight norm": lambda layer: nn.utils.weight_norm(layer),
+    "spectral norm": lambda layer: nn.utils.spectral_norm(layer).eval(),
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "pruned twice": lambda layer: prune.random_unstructured(
+        prune.l1_unstructured(layer, "weight", 0.5), "bias", 0.5
+    ),
+    "weight norm's parametrization": lambda layer: parametrizations.weight_norm(layer),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ALTERED)
+@pytest.mark.parametrize("called", [False, True], ids=["", "called before"])
+def test_altered_layers_are_converted(name, called, device):
+    """With the hooks that make their weights, whose gradients are right; or kept, and said so."""
+    model, lines = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU()).double(), []
+    ALTERED[name](model[0])
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    if called:
+        model(x)
+    ours = convert(model, report=lines.append).to(device)
+    kept = "parametrization" in name
+    assert lines[0].endswith("kept") == kept
+    assert isinstance(ours[0], tritonconv.Conv2d) != kept
+    for m, on in ((ours, device), (model, "cpu")):
+        m(x.to(on)).square().sum().backward()
+    for a, b in zip(ours.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad.cpu(), b.grad)
+    back = as_torch(ours).cpu()
+    torch.testing.assert_close(back(x), model(x))
