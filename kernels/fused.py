@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ._chain import Block, Tensors, Unit, chain, composed, main_units, needs_gradient
 from ._common import FLOATING, autocast, layout
-from ._conv import geometry
+from ._conv import fitted, geometry
 from ._split import sum_dtype
 from .batch_norm import move_running
 from .conv_bn_relu import check_activation
@@ -119,6 +119,7 @@ def _unit(of: UnitOf, x_shape: Sequence[int], modules: Sequence[nn.Module]) -> t
     if conv.transposed:
         g = leading_back(g, conv.output_padding)
         size = tuple(g.x_shape(x_shape, w.shape)[2:])
+    g = fitted("conv_bn_relu", size or x_shape[2:], w.shape[2:], g)
     if of.norm is None:
         return Unit(g, size, layout(w), False, 0.0, of.activation), Tensors(w, bias)
     norm = modules[of.norm]

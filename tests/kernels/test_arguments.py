@@ -263,3 +263,12 @@ def test_norm_layer_whose_statistics_are_switched_on_later(device):
         bn.track_running_stats = True
         results.append([bn(x.to(where)).detach().cpu(), bn.eval()(x.to(where)).detach().cpu()])
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("far", FAR)
+def test_far_steps_of_a_fused_layer_change_nothing(far, device):
+    layer = tritonconv.ConvBNReLU(4, 4, 1, dilation=far).to(device)
+    near = tritonconv.ConvBNReLU(4, 4, 1).to(device)
+    near.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 4, 5, 5, device=device)
+    torch.testing.assert_close(layer(x), near(x))
