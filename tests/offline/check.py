@@ -25,13 +25,12 @@ import triton
 from cases import CASES, TMA_KERNELS
 from launches import CompilationError, launches
 from machine import disassemble
-from rules import HEADER, Row, judge
+from rules import HEADER, VERSION, Row, judge
 from tritonconv.conv.general import tiles
 
 SHARES = 8  # of the cases, each for one process at a time
 BUDGETS = Path(__file__).with_name("budgets.csv")
 NEWER = BUDGETS.with_name("budgets-3.8.csv")  # what triton makes longer from then on
-VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
 EVERY_CASE = tuple({case[:2]: case for cases in CASES.values() for case in cases}.values())
 SLACK = 1.05  # of a recorded loop length
 
