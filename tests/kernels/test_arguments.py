@@ -102,6 +102,8 @@ def test_norm_takes_numbers_as_torch_takes_them(argument, training, device):
     x = torch.randn(X)
     values = NOT_BOOLS if argument == "training" else FLOATS + NOT_FLOATS + [-1e-5]
     for value in values:
+        if argument == "eps" and value == 0 and not training:
+            continue  # torch 2.11 refuses it there, too
         options = {"training": training, argument: value}
         results = []
         for f, where in ((tritonconv.batch_norm, device), (F.batch_norm, "cpu")):
