@@ -43,9 +43,9 @@ def about_mean(squares, rest):
 @triton.jit
 def block_statistics(x, inside, n):
     """Mean, its rest and variance along axis 0 of x's n rows that are inside, [P, 1]; or zeros."""
-    x, share = tl.where(inside, x, 0.0), 1.0 / tl.maximum(n, 1.0)
+    x, share = tl.where(inside, x, 0.0), tl.where(inside, 1.0 / tl.maximum(n, 1.0), 0.0)
     near = tl.sum(x * share, axis=0)
-    offset = tl.where(inside, x - near[None, :], 0.0)
+    offset = x - near[None, :]
     rest = tl.sum(offset * share, axis=0)
     return near, rest, about_mean(tl.sum(offset * (offset * share), axis=0), rest)
 

@@ -62,7 +62,7 @@ HOPPER = {
 }
 # Of float32 outside the matrix unit: steps of 32 are unrolled into more values than registers.
 EXACT = {
-    4: (Tile(64, 64, 16, 4, 3), *TILES[4][1:]),
+    4: (Tile(64, 64, 16, 8, 3), *TILES[4][1:]),
 }
 # For rows of memory that start at any element: what is loaded passes through registers.
 UNALIGNED = {
