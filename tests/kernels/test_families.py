@@ -247,3 +247,28 @@ def test_force_family_refuses(device):
     with force_family("depthwise"), pytest.raises(RuntimeError, match="one channel a group"):
         conv2d(x, w)
     assert dispatch._forced.get() is None
+
+
+# layers of a batch of 256, in half precision, and what an H200 took least time with of all that
+# our tables hold: benchmarks/NOTES.md
+FASTEST = [
+    ("forward", "grouped", Shape((256, 128, 56, 56), (128, 4, 3, 3), padding=(1, 1), groups=32), (128, 32, 4, 3, 1)),
+    ("dgrad", "grouped", Shape((256, 256, 28, 28), (256, 8, 3, 3), padding=(1, 1), groups=32), (128, 32, 4, 3, 1)),
+    ("wgrad", "gemm", Shape((256, 64, 56, 56), (256, 64, 1, 1)), (64, 64, 64, 4, 4)),
+    ("wgrad", "gemm", Shape((256, 256, 56, 56), (64, 256, 1, 1)), (64, 64, 64, 4, 4)),
+    ("wgrad", "gemm", Shape((256, 32, 112, 112), (16, 32, 1, 1)), (64, 64, 64, 4, 4)),
+    ("wgrad", "gemm", Shape((256, 1024, 14, 14), (256, 1024, 1, 1)), (128, 128, 64, 8, 3)),
+    ("forward", "boxes", Shape((256, 512, 7, 7), (512, 512, 3, 3), padding=(1, 1)), (256, 128, 64, 8, 3)),
+    ("dgrad", "boxes", Shape((256, 512, 7, 7), (512, 512, 3, 3), padding=(1, 1)), (256, 128, 64, 8, 3)),
+    ("wgrad", "boxes", Shape((256, 512, 7, 7), (512, 512, 3, 3), padding=(1, 1)), (256, 128, 32, 8, 5)),
+    ("wgrad", "boxes", Shape((256, 256, 14, 14), (256, 256, 3, 3), padding=(1, 1)), (128, 128, 64, 8, 3)),
+    ("forward", "depthwise", Shape((256, 960, 7, 7), (960, 1, 3, 3), padding=(1, 1), groups=960), (4, 16, 64, 4)),
+    ("dgrad", "depthwise", Shape((256, 384, 14, 14), (384, 1, 3, 3), padding=(1, 1), groups=384), (4, 16, 64, 4)),
+    ("wgrad", "depthwise", Shape((256, 384, 14, 14), (384, 1, 3, 3), padding=(1, 1), groups=384), (4, 16, 64, 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("work", "family", "shape", "config"), FASTEST)
+def test_first_guess_is_what_was_measured_fastest(work, family, shape, config):
+    choice = choose(shape.problem(work, torch.bfloat16, (9, 0)))
+    assert (choice.family.name, tuple(choice.config)) == (family, config)

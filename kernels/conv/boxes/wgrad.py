@@ -126,14 +126,19 @@ def _prepare(p: Problem, tile: Tile) -> Call:
 
 
 def _configs(p: Problem) -> tuple[Tile, ...]:
-    """First those of half the pixels a step, where boxes would be far from full."""
-    (N, C, _, _), CO, (_, _, OH, OW) = p.x, p.w[0], p.y
+    """First those of half the pixels a step, where boxes would be far from full; first of all the
+    largest of these, where tiles are too many to split sums and too few to fill the device twice
+    (measured on an H200)."""
+    (N, C, _, _), (CO, _, KH, KW), (_, _, OH, OW) = p.x, p.w, p.y
     tiles = tma.serving(p, CO, C, N * OH * OW)
     k = tiles[0].k
     if p.capability is None:
         return tiles
     halved = tuple(t._replace(k=k // 2, stages=t.stages + 2) for t in tiles)
-    return halved + tiles if _boxes(p, k // 2)[0] < 1.5 * _boxes(p, k)[0] else tiles + halved
+    found = halved + tiles if _boxes(p, k // 2)[0] < 1.5 * _boxes(p, k)[0] else tiles + halved
+    if tma.PROGRAMS < triton.cdiv(CO, 128) * triton.cdiv(C, 128) * KH * KW < 2 * tma.PROGRAMS:
+        found = sorted(found, key=lambda t: (t.k > k // 2, -t.m * t.n))
+    return tuple(found)
 
 
 WGRAD = Family("boxes", tma.declines, _configs, _prepare, everywhere=False)

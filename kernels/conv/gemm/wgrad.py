@@ -86,8 +86,10 @@ def _prepare(p: Problem, tile: Tile) -> Call:
 
 def _configs(p: Problem) -> tuple[Tile, ...]:
     m, n, k = _shape(p)
-    # memory bounds it: a tile half empty costs nothing, and spares a kernel
-    return tma.serving(p, max(m, 128), n, k)
+    # where there are few products, more programs are better than larger ones (measured on an H200)
+    few = m * n < 2**16 or n < 128
+    # elsewhere memory bounds it: a tile half empty costs nothing, and spares a kernel
+    return tma.serving(p, *((64, 64) if few else (max(m, 128), n)), k)
 
 
 WGRAD = Family("gemm", declines, _configs, _prepare, everywhere=False)
