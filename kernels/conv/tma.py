@@ -57,9 +57,8 @@ def declines(p: Problem) -> str | None:
     return None
 
 
-def serving(p: Problem, m: int, n: int, k: int, most: int = LARGE) -> tuple[Tile, ...]:
-    """The tiles for m x n outputs, each a sum of k products; the best guess first, of at most
-    `most` outputs."""
+def serving(p: Problem, m: int, n: int, k: int) -> tuple[Tile, ...]:
+    """The tiles for m x n outputs, each a sum of k products; the best guess first."""
     if p.capability is None:
         powers = (triton.next_power_of_2(size) for size in (m, n, k))
         return (Tile(*map(min, powers, MOST_INTERPRETED), warps=1, stages=1),)
@@ -69,7 +68,7 @@ def serving(p: Problem, m: int, n: int, k: int, most: int = LARGE) -> tuple[Tile
 
     def fits(t: Tile) -> bool:
         busy = p.work == "wgrad" or triton.cdiv(m, t.m) * triton.cdiv(n, t.n) >= PROGRAMS
-        return busy and t.m <= m and t.n <= n and t.m * t.n <= most
+        return busy and t.m <= m and t.n <= n and t.m * t.n <= LARGE
 
     guess = next(filter(fits, tiles), least)
     return guess, *(t for t in tiles if t != guess)

@@ -126,9 +126,7 @@ def _prepare(p: Problem, tile: Tile) -> Call:
 
 
 def _configs(p: Problem) -> tuple[Tile, ...]:
-    m, n, k = _shape(p)
-    # long sums repay the largest tile, alone on its multiprocessor (measured on an H200)
-    return tma.serving(p, m, n, k, 2 * tma.LARGE if k >= 2048 else tma.LARGE)
+    return tma.serving(p, *_shape(p))
 
 
 FORWARD = Family("boxes", tma.declines, _configs, _prepare, everywhere=False)
