@@ -181,19 +181,28 @@ def require_at_least(name: str, argument: str, values: Sequence[int], least: int
 
 
 def steps(
-    name: str, padded: Sequence[int], reach: Sequence[int], stride: Sequence[int]
-) -> tuple[int, ...]:
-    """The strides of windows that reach so far over axes so long, padding included.
+    name: str,
+    padded: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> dict[str, tuple[int, ...]]:
+    """Stride and dilation, by name, of windows that move over axes so long, padding included.
 
-    Those that leave the axis after its first window are cut to its length, which leaves just one
-    window, too: kernels count as far as a stride.  Lengths are checked.
+    Without what leads nowhere, for kernels count as far as it: a single tap has no distance to
+    another, and a stride that leaves the axis after the first window is cut to the axis's length,
+    which leaves just one window, too.  Lengths are checked.
     """
     if any(isinstance(n, int) and n > LONGEST for n in padded):
         raise RuntimeError(
             f"{name}: expected at most {LONGEST} pixels along an axis, with its padding, got "
             f"{tuple(padded)}; reduce the padding"
         )
-    return tuple(s if s <= r else min(s, n) for s, r, n in zip(stride, reach, padded, strict=True))
+    axes = list(zip(padded, kernel, stride, dilation, strict=True))
+    return {
+        "stride": tuple(s if s <= d * (k - 1) + 1 else min(s, n) for n, k, s, d in axes),
+        "dilation": tuple(1 if k == 1 else d for _, k, _, d in axes),
+    }
 
 
 def check_tensor(name: str, argument: str, x: Tensor, dims: tuple[int, ...] | None) -> None:

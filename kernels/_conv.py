@@ -137,9 +137,7 @@ def fitted(name: str, sizes: Sequence[int], kernel: Sequence[int], g: Geometry) 
             f"input, got kernel {tuple(kernel)} with dilation {g.dilation} for input "
             f"{tuple(sizes)} padded by {g.before} before and {g.after} after"
         )
-    # a single tap has no distance to another
-    dilation = tuple(1 if k == 1 else d for k, d in zip(kernel, g.dilation, strict=True))
-    return g._replace(stride=steps(name, padded, reach, g.stride), dilation=dilation)
+    return g._replace(**steps(name, padded, kernel, g.stride, g.dilation))
 
 
 def geometry(

@@ -115,10 +115,6 @@ def window(
     require_at_least(name, "stride", w.stride, 1)
     require_at_least(name, "padding", w.padding, 0)
     require_at_least(name, "dilation", w.dilation, 1)
-    # a single tap has no distance to another
-    w = w._replace(
-        dilation=tuple(1 if k == 1 else d for k, d in zip(w.size, w.dilation, strict=True))
-    )
     for k, p in zip(w.size, w.padding, strict=True):
         if p > k // 2:
             raise RuntimeError(
@@ -133,8 +129,7 @@ def window(
     if prod(w.size) >= 2**31:
         raise RuntimeError(f"{name}: a window must have less than 2**31 taps, got {w.size}")
     padded = [n + 2 * p for n, p in zip(x.shape[-dims:], w.padding, strict=True)]
-    reach = [d * (k - 1) + 1 for d, k in zip(w.dilation, w.size, strict=True)]
-    return w._replace(stride=steps(name, padded, reach, w.stride))
+    return w._replace(**steps(name, padded, w.size, w.stride, w.dilation))
 
 
 def output_size(
