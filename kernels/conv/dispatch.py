@@ -117,7 +117,7 @@ def _guessed(p: Problem) -> tuple[Family, Config]:
     family = next(
         family
         for family in FAMILIES[p.work]
-        if (family.everywhere or p.capability is not None) and family.declines(p) is None
+        if family.declines(p) is None and not family.yields(p)
     )
     return family, family.configs(p)[0]
 

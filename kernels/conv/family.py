@@ -37,4 +37,4 @@ class Family(NamedTuple):
     declines: Callable[[Problem], str | None]  # why it does not serve a problem, None where it does
     configs: Callable[[Problem], Sequence[Config]]  # all worth trying, the best guess first
     prepare: Callable[[Problem, Config], Call]
-    everywhere: bool = True  # or only where forced, in the interpreter: for GPUs it has not
+    yields: Callable[[Problem], bool] = lambda p: False  # a later family is the better first guess

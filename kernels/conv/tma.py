@@ -18,8 +18,10 @@ from .problem import Problem
 ALIGNMENT = 16  # bytes
 MOST_PIXELS = 2**31 - 2**12  # coordinates have 32 bits, and a box may reach beyond the end
 
-# m x n: pixels x channels, or for wgrad output x input channels.  By element size in bytes.
-TILES = {
+Tables = dict[int, tuple[Tile, ...]]  # by element size in bytes
+
+# m x n: pixels x channels, or for wgrad output x input channels.
+TILES: Tables = {
     2: (
         Tile(256, 128, 64, 8, 3),
         Tile(128, 128, 64, 8, 3),
@@ -57,12 +59,17 @@ def declines(p: Problem) -> str | None:
     return None
 
 
-def serving(p: Problem, m: int, n: int, k: int) -> tuple[Tile, ...]:
+def yields(p: Problem) -> bool:
+    """In the interpreter, which has no accelerator to be for."""
+    return p.capability is None
+
+
+def serving(p: Problem, m: int, n: int, k: int, tables: Tables = TILES) -> tuple[Tile, ...]:
     """The tiles for m x n outputs, each a sum of k products; the best guess first."""
     if p.capability is None:
         powers = (triton.next_power_of_2(size) for size in (m, n, k))
         return (Tile(*map(min, powers, MOST_INTERPRETED), warps=1, stages=1),)
-    tiles = TILES[p.dtype.itemsize]
+    tiles = tables[p.dtype.itemsize]
     least = tiles[-1]
     m, n = max(m, least.m), max(n, least.n)
 

@@ -126,8 +126,14 @@ def _prepare(p: Problem, tile: Tile) -> Call:
 
 
 def _configs(p: Problem) -> tuple[Tile, ...]:
-    return tma.serving(p, *_shape(p))
+    """The largest first, where it fills the device: it reads least (measured on an H200)."""
+    m, n, k = _shape(p)
+    tiles = tma.serving(p, m, n, k)
+    largest = max(tiles, key=lambda t: t.m * t.n)
+    if largest.n <= n and triton.cdiv(m, largest.m) * triton.cdiv(n, largest.n) >= tma.PROGRAMS:
+        return largest, *(t for t in tiles if t != largest)
+    return tiles
 
 
-FORWARD = Family("boxes", tma.declines, _configs, _prepare, everywhere=False)
-DGRAD = Family("boxes", tma.declines, _configs, _prepare, everywhere=False)
+FORWARD = Family("boxes", tma.declines, _configs, _prepare, tma.yields)
+DGRAD = Family("boxes", tma.declines, _configs, _prepare, tma.yields)

@@ -125,20 +125,43 @@ def _prepare(p: Problem, tile: Tile) -> Call:
     )
 
 
+# Of half the pixels a step: for boxes that would be far from full, and where measured faster.
+SHORT: tma.Tables = {
+    2: (
+        Tile(128, 256, 32, 8, 5),
+        Tile(128, 128, 32, 4, 6),
+        Tile(128, 64, 32, 4, 6),
+        Tile(64, 64, 32, 4, 6),
+    ),
+    4: (
+        Tile(128, 128, 16, 8, 5),
+        Tile(128, 64, 16, 4, 6),
+        Tile(64, 64, 16, 4, 6),
+    ),
+}
+
+
 def _configs(p: Problem) -> tuple[Tile, ...]:
-    """First those of half the pixels a step, where boxes would be far from full; first of all the
-    largest of these, where tiles are too many to split sums and too few to fill the device twice
-    (measured on an H200)."""
+    """The largest first, where tiles are too many to split sums and too few to fill the device
+    twice (measured on an H200)."""
     (N, C, _, _), (CO, _, KH, KW), (_, _, OH, OW) = p.x, p.w, p.y
-    tiles = tma.serving(p, CO, C, N * OH * OW)
-    k = tiles[0].k
+    size = CO, C, N * OH * OW
+    tiles = tma.serving(p, *size)
     if p.capability is None:
         return tiles
-    halved = tuple(t._replace(k=k // 2, stages=t.stages + 2) for t in tiles)
-    found = halved + tiles if _boxes(p, k // 2)[0] < 1.5 * _boxes(p, k)[0] else tiles + halved
+    short = tma.serving(p, *size, SHORT)
     if tma.PROGRAMS < triton.cdiv(CO, 128) * triton.cdiv(C, 128) * KH * KW < 2 * tma.PROGRAMS:
-        found = sorted(found, key=lambda t: (t.k > k // 2, -t.m * t.n))
-    return tuple(found)
+        short = tuple(sorted(short, key=lambda t: -t.m * t.n))
+    emptier = _boxes(p, short[0].k)[0] >= 1.5 * _boxes(p, tiles[0].k)[0]
+    fast = p.dtype.itemsize == 2 and short[0].m * short[0].n >= tma.LARGE
+    return tiles + short if emptier and not fast else short + tiles
 
 
-WGRAD = Family("boxes", tma.declines, _configs, _prepare, everywhere=False)
+def _yields(p: Problem) -> bool:
+    """To gathered pixels, where boxes would be little more than half full (measured on an H200)."""
+    N, _, OH, OW = p.y
+    pixels = _configs(p)[0].k
+    return tma.yields(p) or 1.8 * N * OH * OW < _boxes(p, pixels)[0] * pixels
+
+
+WGRAD = Family("boxes", tma.declines, _configs, _prepare, _yields)

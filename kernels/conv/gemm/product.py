@@ -92,5 +92,5 @@ def _configs(p: Problem) -> tuple[Tile, ...]:
     return tma.serving(p, *_shape(p))
 
 
-FORWARD = Family("gemm", declines, _configs, _prepare, everywhere=False)
-DGRAD = Family("gemm", declines, _configs, _prepare, everywhere=False)
+FORWARD = Family("gemm", declines, _configs, _prepare, tma.yields)
+DGRAD = Family("gemm", declines, _configs, _prepare, tma.yields)

@@ -21,6 +21,9 @@ from ..problem import Problem
 from .product import declines
 
 
+WIDE = Tile(64, 128, 64, 4, 4)  # in half precision
+
+
 @triton.jit(do_not_specialize=("pixels", "units_c", "units_co", "blocks_a_split"))
 def _conv2d_gemm_wgrad_kernel(
     dy_desc, x_desc, dw_ptr,  # dy [P, CO], x [P, C], dw [splits, CO, C]
@@ -88,8 +91,10 @@ def _configs(p: Problem) -> tuple[Tile, ...]:
     m, n, k = _shape(p)
     # where there are few products, more programs are better than larger ones (measured on an H200)
     few = m * n < 2**16 or n < 128
+    if p.capability is not None and p.dtype.itemsize == 2 and not few:
+        return WIDE, *tma.serving(p, m, n, k)
     # elsewhere memory bounds it: a tile half empty costs nothing, and spares a kernel
     return tma.serving(p, *((64, 64) if few else (max(m, 128), n)), k)
 
 
-WGRAD = Family("gemm", declines, _configs, _prepare, everywhere=False)
+WGRAD = Family("gemm", declines, _configs, _prepare, tma.yields)
