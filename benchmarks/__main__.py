@@ -13,7 +13,7 @@ SECONDS = {"tests": 200, "tune": 0, "quick": 270, "networks": 0, "report": 30}
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Measure tritonconv's speed.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_run, _add_report, _add_compare, _add_gpu):
+    for add in (_add_run, _add_report, _add_compare, _add_choose, _add_regret, _add_gpu):
         add(commands)
     args = parser.parse_args(argv)
     return args.run(args)
@@ -72,6 +72,55 @@ def _compare(args: argparse.Namespace) -> int:
 
     print(compare(read(args.a), read(args.b)), end="")
     return 0
+
+
+def _add_choose(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "choose", help="the best of a results file's configurations into the package"
+    )
+    command.set_defaults(run=_choose)
+    _add_results_of_here(command)
+
+
+def _choose(args: argparse.Namespace) -> int:
+    from .choose import write_table
+
+    print(write_table(_results_of_here(args)))
+    return 0
+
+
+def _add_regret(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "regret", help="how far the choices of kernels are from a results file's best"
+    )
+    command.set_defaults(run=_regret)
+    _add_results_of_here(command)
+
+
+def _regret(args: argparse.Namespace) -> int:
+    from .regret import report
+
+    print(report(_results_of_here(args)))
+    return 0
+
+
+def _add_results_of_here(command: argparse.ArgumentParser) -> None:
+    command.add_argument("results", type=Path, metavar="FILE")
+    command.add_argument(
+        "--force", action="store_true", help="though it is of another form, commit or GPU"
+    )
+
+
+def _results_of_here(args: argparse.Namespace) -> dict:
+    from .results import differences, read
+
+    results = read(args.results)
+    different = differences(results)
+    if different:
+        print(f"{PROGRAM}: {args.results}: {'; '.join(different)}", file=sys.stderr)
+        if not args.force:
+            raise SystemExit(2)
+    return results
 
 
 def _add_gpu(commands: argparse._SubParsersAction) -> None:

@@ -76,6 +76,7 @@ def machine() -> dict[str, str]:
     gpu = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
+        "capability": "{}.{}".format(*torch.cuda.get_device_capability()) if gpu else "none",
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cudnn": str(torch.backends.cudnn.version()),
         "torch": torch.__version__,

@@ -1,8 +1,12 @@
 """The file that a run leaves, written anew after every figure, so that none is lost.
 
-{"machine": {device, driver, ...},
+{"version": of this form,
+ "machine": {device, driver, ...},
  "rows": [{tag, net, ..., "sides": {"ours": {us, ...}, "eager": ...}, "ratio": {"eager": ...}}],
- "host": {figures that need no GPU}}
+ "host": {figures that need no GPU},
+ "configurations": {row: {a configuration of its convolution: us}},
+ "failed": [what, and why],
+ "left_out": [what a run had no time or no means for]}
 """
 
 import json
@@ -10,12 +14,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from . import device
 from .cases import Row, device_key
 
 if TYPE_CHECKING:  # tritonconv's import decides whether it is interpreted: not yet here
     from .networks import NetworkRow
 
+VERSION = 2
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -28,6 +35,18 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def differences(results: dict) -> list[str]:
+    """What results have of another form, commit or GPU than this checkout and machine."""
+    here, there = device.machine(), results["machine"]
+    pairs = {
+        "version": (results.get("version", 1), VERSION),
+        "commit": (there["commit"], here["commit"]),
+    }
+    if torch.cuda.is_available():
+        pairs["device"] = there["device"], here["device"]
+    return [f"{name} {its}, not {ours}" for name, (its, ours) in pairs.items() if its != ours]
+
+
 class Results:
     """What a run has found so far, in `path` where one is given."""
 
@@ -35,6 +54,9 @@ class Results:
         self.path = path
         self.rows: dict[str, dict] = {}
         self.host: dict[str, float] = {}
+        self.configurations: dict[str, dict[str, float]] = {}
+        self.failed: list[str] = []
+        self.left_out: list[str] = []
         self.machine = device.machine()
         self._write()
 
@@ -60,6 +82,18 @@ class Results:
         self.host |= figures
         self._write()
 
+    def add_configuration(self, row: "Row", configuration: str, us: float) -> None:
+        self.configurations.setdefault(str(row), {})[configuration] = us
+        self._write()
+
+    def add_failure(self, what: str) -> None:
+        self.failed.append(what)
+        self._write()
+
+    def leave_out(self, what: list[str]) -> None:
+        self.left_out += what
+        self._write()
+
     def _entry(self, row: "Row | NetworkRow") -> dict:
         return row.entry(device_key(self.machine["device"])) | {"sides": {}, "ratio": {}}
 
@@ -67,7 +101,15 @@ class Results:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": self.machine, "rows": [*self.rows.values()], "host": self.host}
+        content = {
+            "version": VERSION,
+            "machine": self.machine,
+            "rows": [*self.rows.values()],
+            "host": self.host,
+            "configurations": self.configurations,
+            "failed": self.failed,
+            "left_out": self.left_out,
+        }
         temporary = self.path.with_name(f".{os.getpid()}-{self.path.name}")
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         temporary.replace(self.path)

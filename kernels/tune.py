@@ -1,8 +1,8 @@
 """python -m tritonconv.tune: finds the fastest kernels for a model's convolutions on this GPU.
 
 Every convolution of the model, forward and backward, is timed in each configuration of each family
-that serves it; each winner goes at once to a file in the user's cache folder, which all later runs
-read.  An interrupted run keeps what it has found.
+that serves it, while other processes compile those that follow; each winner goes at once to a file
+in the user's cache folder, which all later runs read.  An interrupted run keeps what it has found.
 Convolutions alike in all but small differences of size are tuned as one.
 """
 
@@ -11,20 +11,25 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import wait
 
 import torch
 import triton
 from torch import nn
 from triton.runtime.errors import OutOfResources
 
+from ._ahead import ENVIRONMENT, kernels
 from ._common import empty_nhwc
+from ._launch import INTERPRETED
+from ._workers import Workers
 from .conv import tuned
-from .conv.dispatch import FAMILIES, chosen, convolve, force_family, reduce
+from .conv.dispatch import FAMILIES, Choice, chosen, convolved, reduced
 from .conv.epilogue import Epilogue
 from .conv.problem import Problem
 from .conv.tuned import Tuned
 from .explain import explain
 
+MOST_PROCESSES = 32
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -40,59 +45,86 @@ def problems(function: Callable | nn.Module, *args) -> dict[str, Problem]:
 def candidates(p: Problem) -> list[Tuned]:
     """All that may serve p, the heuristics' choice first."""
     return [
-        Tuned(family.name, config)
+        Choice(p, family, config, family.prepare(p, config))
         for family in FAMILIES[p.work]
         if family.declines(p) is None
         for config in family.configs(p)
     ]
 
 
-def fastest(p: Problem, time: Callable[[Problem], float]) -> tuple[Tuned, dict[Tuned, float]]:
-    """The candidate of least time, and the time of each; a tie keeps the heuristics' order."""
+def fastest(
+    choices: list[Choice], time: Callable[[Choice], float]
+) -> tuple[Tuned, dict[Tuned, float]]:
+    """That of least time, and the time of each; a tie keeps their order."""
     times = {}
-    for candidate in candidates(p):
+    for choice in choices:
         try:
-            with force_family(*candidate):
-                times[candidate] = time(p)
+            times[choice.tuned] = time(choice)
         except OutOfResources:
             continue  # made for GPUs with more shared memory
     return min(times, key=times.get), times
 
 
-def milliseconds(p: Problem) -> float:
+def milliseconds(choice: Choice) -> float:
     """Median time on the GPU, from a cold cache."""
-    x, w, y = (_random(shape, p.dtype) for shape in (p.x, p.w, p.y))
-    how = torch.channels_last, p.geometry.flat
-    calls = {
-        "forward": lambda: convolve("forward", x, w, p.x, Epilogue(), False, *how),
-        "dgrad": lambda: convolve("dgrad", y, w, p.x, Epilogue(), False, *how),
-        "wgrad": lambda: reduce(y, x, p.w, *how),
-    }
-    return triton.testing.do_bench(calls[p.work], return_mode="median")
+    p = choice.problem
+    x, w, y = (tensor.normal_() for tensor in operands(p, "cuda"))
+    return triton.testing.do_bench(lambda: run(choice, x, w, y), return_mode="median")
 
 
-def _random(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    like = torch.empty(0, dtype=dtype, device="cuda")
-    return empty_nhwc(shape, like).normal_()
+def operands(p: Problem, device: str) -> list[torch.Tensor]:
+    """x, w and y, or their gradients, with nothing in them."""
+    like = torch.empty(0, dtype=p.dtype, device=device)
+    return [empty_nhwc(shape, like) for shape in (p.x, p.w, p.y)]
+
+
+def run(choice: Choice, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The choice's pass of these: y, or of a gradient dy."""
+    if choice.problem.work == "wgrad":
+        return reduced(choice, y, x, torch.channels_last)
+    source = x if choice.problem.work == "forward" else y
+    return convolved(choice, source, w, Epilogue(), False, torch.channels_last)[0]
+
+
+def processes() -> int:
+    """How many compile beside this one: one for each other core that it may use."""
+    return min(max(len(os.sched_getaffinity(0)) - 1, 1), MOST_PROCESSES)
+
+
+def compile_choice(p: Problem, candidate: Tuned) -> None:
+    """For a process that compiles ahead of launches."""
+    (choice,) = (choice for choice in candidates(p) if choice.tuned == candidate)
+    for kernel in kernels(lambda: run(choice, *operands(p, "cpu")), p.capability, p.gpu):
+        kernel.compile(p.capability)
 
 
 def tune(
-    function: Callable | nn.Module, *args, time: Callable[[Problem], float] = milliseconds
+    function: Callable | nn.Module, *args, time: Callable[[Choice], float] = milliseconds
 ) -> dict[str, Tuned]:
     """Tunes the convolutions of function(*args) and its backward; writes and returns the winners.
 
     function: a module or an operator of tritonconv, as for explain(); its tensors are on the GPU.
-    time: a problem's time under the family and configuration that are forced.
+    time: that of a kernel, as chosen for its problem.
     """
     from tqdm import tqdm  # only who tunes needs it
 
     found = {}
-    todo = problems(function, *args)
-    with tqdm(todo.items(), unit="convolution", file=sys.stderr) as progress:
-        for key, p in progress:
+    todo = {key: candidates(p) for key, p in problems(function, *args).items()}
+    with (
+        Workers(processes(), **ENVIRONMENT) as workers,
+        tqdm(todo.items(), unit="convolution", file=sys.stderr) as progress,
+    ):
+        # what does not compile there does not here, where it is told
+        compiled = {
+            key: [workers.submit(compile_choice, c.problem, c.tuned) for c in choices]
+            for key, choices in todo.items()
+            if not INTERPRETED
+        }
+        for key, choices in progress:
             progress.set_description(key)
-            found[key], times = fastest(p, time)
-            winner, first = found[key], next(iter(times))
+            wait(compiled.get(key, ()))
+            found[key], times = fastest(choices, time)
+            p, winner, first = choices[0].problem, found[key], next(iter(times))
             gain = times[first] / times[winner]
             tuned.add(p.gpu, {key: winner})
             progress.write(f"{key}: {winner.family} {winner.config}, {gain:.2f}x", sys.stdout)

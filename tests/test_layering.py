@@ -14,12 +14,15 @@ LAYERS = {
     "kernels/_pool.py": {"_common"},
     "kernels/_split.py": {"_common", "_launch"},
     "kernels/_conv.py": {"_common", "conv"},
+    "kernels/_ahead.py": {"_launch", "conv"},
+    "kernels/_workers.py": set(),
     "kernels/conv/geometry.py": set(),
     "kernels/conv/precision.py": set(),
     "kernels/conv/problem.py": {"_common", "_launch", "geometry", "precision"},
     "kernels/conv/family.py": {"problem"},
     "kernels/conv/classes.py": {"problem"},
     "kernels/conv/tuned.py": {"problem"},
+    "kernels/conv/measured/__init__.py": {"problem", "tuned"},
     "kernels/conv/box.py": set(),
     "kernels/conv/tma.py": {"_common", "general", "problem"},
     "kernels/conv/epilogue.py": {"_common", "norm"},
@@ -57,13 +60,13 @@ def allowed(path: str) -> set[str]:
         shared = {"general", "tma"}  # whose tiles and copies serve other families
         return FAMILY | shared | {p.stem for p in (ROOT / folder).glob("*.py")}
     if path == "kernels/conv/dispatch.py":
-        return FAMILY | FAMILIES | {"tuned"}
+        return FAMILY | FAMILIES | {"measured", "tuned"}
     if path.startswith("kernels/conv/"):
         return OPS
     return {
         "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"conv"},
         "kernels/explain.py": {"_launch", "conv"},
-        "kernels/tune.py": {"_common", "conv", "explain"},
+        "kernels/tune.py": {"_ahead", "_common", "_launch", "_workers", "conv", "explain"},
         "kernels/batch_norm.py": OPERATOR | {"norm"},
         "kernels/conv2d.py": OPERATOR | {"_conv", "conv"},
         "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},

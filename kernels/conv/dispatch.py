@@ -13,6 +13,7 @@ from .. import _split
 from .._common import empty_in, empty_nhwc, leave, nhwc
 from .._launch import start, within
 from ..norm.stats import combined, partial_statistics
+from . import measured, tuned
 from .boxes.walk import DGRAD as BOXES_DGRAD
 from .boxes.walk import FORWARD as BOXES_FORWARD
 from .boxes.wgrad import WGRAD as BOXES_WGRAD
@@ -35,7 +36,7 @@ from .precision import input_precision
 from .problem import Problem, problem
 from .stem.forward import FORWARD as STEM_FORWARD
 from .stem.wgrad import WGRAD as STEM_WGRAD
-from .tuned import lookup
+from .tuned import Tuned
 
 # those that serve by default, where they can, first
 FAMILIES = {
@@ -70,6 +71,10 @@ class Choice(NamedTuple):
     config: Config
     call: Call
 
+    @property
+    def tuned(self) -> Tuned:
+        return Tuned(self.family.name, self.config)
+
 
 def force_family(
     name: str, config: Config | None = None
@@ -87,7 +92,8 @@ def force_family(
 
 
 def choose(p: Problem) -> Choice:
-    """What is forced; else what tuning found; else the first guess of the first family to serve."""
+    """What is forced; else what the user's tuning found; else what was measured on such a GPU; else
+    the first guess of the first family to serve."""
     families = {family.name: family for family in FAMILIES[p.work]}
     name, config = _forced.get() or (None, None)
     if name in families:
@@ -99,25 +105,24 @@ def choose(p: Problem) -> Choice:
             )
         config = config or family.configs(p)[0]
     else:
-        family, config = _tuned(p, families) or _guessed(p)
+        family, config = found(p, tuned.lookup(p)) or found(p, measured.lookup(p)) or guessed(p)
     return Choice(p, family, config, family.prepare(p, config))
 
 
-def _tuned(p: Problem, families: dict[str, Family]) -> tuple[Family, Config] | None:
-    """What tuning found for problems like p, if it serves p."""
-    found = lookup(p)
-    family = families.get(found.family) if found else None
-    if family is None or family.declines(p) is not None:
+def found(p: Problem, entry: Tuned | None) -> tuple[Family, Config] | None:
+    """What a table has for problems like p, if it serves p."""
+    if entry is None:
         return None
-    config = next((config for config in family.configs(p) if config == found.config), None)
-    return None if config is None else (family, config)
+    for family in FAMILIES[p.work]:
+        if family.name == entry.family and family.declines(p) is None:
+            return next(((family, c) for c in family.configs(p) if c == entry.config), None)
+    return None
 
 
-def _guessed(p: Problem) -> tuple[Family, Config]:
+def guessed(p: Problem) -> tuple[Family, Config]:
+    """The first guess of the first family that serves p and does not yield."""
     family = next(
-        family
-        for family in FAMILIES[p.work]
-        if family.declines(p) is None and not family.yields(p)
+        family for family in FAMILIES[p.work] if family.declines(p) is None and not family.yields(p)
     )
     return family, family.configs(p)[0]
 
@@ -165,8 +170,20 @@ def convolve(
         work, tuple(x_shape), w.shape, None if work == "forward" else source.shape,
         tuple(geometry), source.dtype, input_precision(source), source.device, _forced.get(),
     )  # fmt: skip
+    return convolved(choice, source, w, end, with_stats, memory_format)
+
+
+def convolved(
+    choice: Choice,
+    source: Tensor,
+    w: Tensor,
+    end: Epilogue,
+    with_stats: bool,
+    memory_format: torch.memory_format,
+) -> tuple[Tensor, Tensor | None]:
+    """As convolve, by the kernel of that choice."""
     p, call = choice.problem, choice.call
-    result = empty_nhwc(p.y if work == "forward" else p.x, source, memory_format)
+    result = empty_nhwc(p.y if p.work == "forward" else p.x, source, memory_format)
     partial = partial_statistics(call.parts, result.shape[1], result) if with_stats else None
     args = *call.operands(nhwc(source), nhwc(w)), result, *call.sizes, *end.arguments(partial)
     outs = (result, partial) if with_stats else (result,)
@@ -194,8 +211,13 @@ def reduce(
         "wgrad", x.shape, tuple(w_shape), dy.shape, tuple(geometry), x.dtype, input_precision(x),
         x.device, _forced.get(),
     )  # fmt: skip
-    call = choice.call
-    dw = empty_nhwc(w_shape, x, memory_format)
+    return reduced(choice, dy, x, memory_format)
+
+
+def reduced(choice: Choice, dy: Tensor, x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """As reduce, by the kernel of that choice."""
+    p, call = choice.problem, choice.call
+    dw = empty_nhwc(p.w, x, memory_format)
     partial = _split.partial_sums(call.parts, dw)
     args = *call.operands(nhwc(dy), nhwc(x)), partial, *call.sizes
     start(call.kernel, call.programs, args, (partial,), call.constants, choice)

@@ -62,8 +62,25 @@ def problem(
     precision: str,
     device: torch.device,
 ) -> Problem:
-    index = index_type(most=max(math.prod(x), math.prod(w), math.prod(y)))
     capability = None if INTERPRETED else device_capability(device)
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return problem_on(capability, device_name(device), work, x, w, y, g, dtype, precision)
+
+
+def problem_on(
+    capability: tuple[int, int] | None,
+    gpu: str,
+    work: str,
+    x: Sequence[int],
+    w: Sequence[int],
+    y: Sequence[int],
+    g: Geometry,
+    dtype: torch.dtype,
+    precision: str,
+) -> Problem:
+    index = index_type(most=max(math.prod(x), math.prod(w), math.prod(y)))
     shapes = tuple(x), tuple(w), tuple(y)
     return Problem(work, *shapes, g, dtype, precision, index, capability, gpu)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""

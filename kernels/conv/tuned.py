@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .problem import Problem
 
-VERSION = 1  # of the file's form and of the keys
+VERSION = 2  # of the file's form and of the keys
 
 _lock = threading.Lock()  # of who adds to the file
 
@@ -32,7 +32,7 @@ def key(p: Problem) -> str:
     g, (CG, COG) = p.geometry, p.channels
     pixels = math.prod(p.y) // p.y[1]
     return (
-        f"{p.work} {str(p.dtype).removeprefix('torch.')} {p.precision} taps {p.w[2]}x{p.w[3]} "
+        f"{p.work} {8 * p.dtype.itemsize}-bit {p.precision} taps {p.w[2]}x{p.w[3]} "
         f"stride {g.stride[0]}x{g.stride[1]} {'groups of' if g.groups > 1 else 'channels'} "
         f"{_power(CG)}-{_power(COG)} pixels {_power(pixels)}"
     )

@@ -1,5 +1,7 @@
 """What the offline check compiles: calls of the public operators, forward and backward."""
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from unittest import mock
@@ -7,7 +9,11 @@ from unittest import mock
 import torch
 import tritonconv
 from torch import Tensor
-from tritonconv import _common
+from tritonconv import _common, tune
+from tritonconv.conv import measured
+from tritonconv.conv.geometry import from_flat
+from tritonconv.conv.problem import problem_on
+from tritonconv.conv.tuned import Tuned
 from tritonconv.nets.resnet import BasicBlock
 
 DTYPES = {
@@ -404,4 +410,33 @@ TMA = (
         for name, call in epilogues(*shape).items()
     ),
 )
-CASES = {80: TILES + FORMS, 89: TILES, 90: TILES + FORMS + TMA}
+
+
+def measured_choices(capability: tuple[int, int]) -> tuple[Case, ...]:
+    """What the package ships for GPUs of that capability, each at the shape that was measured."""
+    cases = []
+    for path in sorted(measured.FOLDER.glob("*.json")):
+        content = json.loads(path.read_text())
+        if tuple(content["capability"]) == capability:
+            choices = content["choices"].items()
+            cases += [_measured_choice(capability, key, choice) for key, choice in choices]
+    return tuple(cases)
+
+
+def _measured_choice(capability: tuple[int, int], key: str, choice: dict) -> Case:
+    g, x, w = from_flat(choice["geometry"]), choice["x"], choice["w"]
+    work, bits, precision = key.split()[:3]
+    dtype = {"16-bit": "bf16", "32-bit": "tf32" if precision == "tf32" else "fp32"}[bits]
+    p = problem_on(capability, "", work, x, w, g.y_shape(x, w), g, DTYPES[dtype], precision)
+    entry = Tuned(choice["family"], tuple(choice["config"]))
+
+    def call(dtype: str) -> None:
+        (chosen,) = (c for c in tune.candidates(p) if c.tuned == entry)
+        tune.run(chosen, *tune.operands(p, "cpu"))
+
+    exempt = ODD_SUM if work == "wgrad" and math.prod(w) % 16 else {}
+    exempt |= FEW_OUT if work == "dgrad" and choice["family"] == "general" and w[1] < 8 else {}
+    return Case(key, dtype, call, exempt)
+
+
+CASES = {80: TILES + FORMS, 89: TILES, 90: TILES + FORMS + TMA + measured_choices((9, 0))}

@@ -14,10 +14,9 @@ from unittest import mock
 
 import triton
 import triton.language as tl
-import tritonconv._launch
-from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
-from tritonconv.conv import dispatch, problem
+from tritonconv import _ahead, _launch
+from tritonconv.conv import dispatch
 from tritonconv.conv.problem import Problem
 
 # ptxas tells in its log alone what it spilled and serialised, and does not run for a cached kernel.
@@ -43,40 +42,25 @@ class CompilationError(Exception):
     pass
 
 
-class Target:
-    """Triton's driver, as far as compiling needs one."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.capability  # Triton keeps its compiled kernels by device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
 def launches(call: Callable[[], None], capability: int, family: str) -> list[Launch]:
     """What call launches on sm_<capability>, served by family, in each of its configurations.
 
     Of the general family only in the first: what a problem needs decides which of its tiles can be.
     """
     caught = []
-    triton.runtime.driver.set_active(Target(capability))
-    problem.device_capability = lambda x: divmod(capability, 10)
-    tritonconv._launch._run = lambda kernel, programs, args, outs, meta: caught.append(
-        (kernel, args, meta)
-    )
-    with dispatch.force_family(family):
-        choices = _chosen(call, {})
-    for p, guess in choices.items():
-        if guess.family.name == family != "general":
-            for config in guess.family.configs(p)[1:]:
-                other = guess._replace(config=config, call=guess.family.prepare(p, config))
-                _chosen(call, choices | {p: other})
+    triton.runtime.driver.set_active(_ahead.Target(divmod(capability, 10)))
+
+    def catch(kernel, programs, args, outs, meta) -> None:
+        caught.append((kernel, args, meta))
+
+    with _ahead.stubbed_launches(catch, divmod(capability, 10)):
+        with dispatch.force_family(family):
+            choices = _chosen(call, {})
+        for p, guess in choices.items():
+            if guess.family.name == family != "general":
+                for config in guess.family.configs(p)[1:]:
+                    other = guess._replace(config=config, call=guess.family.prepare(p, config))
+                    _chosen(call, choices | {p: other})
     return list(dict.fromkeys(_compile(*launch) for launch in caught))
 
 
@@ -106,7 +90,7 @@ def _compile(kernel: triton.JITFunction, args: tuple, meta: dict) -> Launch:
     log = io.StringIO()
     try:
         with contextlib.redirect_stdout(log):
-            binary = kernel.warmup(*args, grid=(1,), **meta, **tritonconv._launch.COMPILED)
+            binary = kernel.warmup(*args, grid=(1,), **meta, **_launch.COMPILED)
     except Exception as error:  # whatever the compiler raises is a finding
         raise CompilationError(f"{kernel.__name__}: {error}") from error
     ptxas = _logs.setdefault(binary, log.getvalue())

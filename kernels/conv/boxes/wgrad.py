@@ -161,7 +161,7 @@ def _yields(p: Problem) -> bool:
     """To gathered pixels, where boxes would be little more than half full (measured on an H200)."""
     N, _, OH, OW = p.y
     pixels = _configs(p)[0].k
-    return tma.yields(p) or 1.8 * N * OH * OW < _boxes(p, pixels)[0] * pixels
+    return tma.yields(p) or _boxes(p, pixels)[0] * pixels > 1.8 * N * OH * OW
 
 
 WGRAD = Family("boxes", tma.declines, _configs, _prepare, _yields)

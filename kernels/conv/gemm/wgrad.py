@@ -20,7 +20,6 @@ from ..general.tiles import Tile
 from ..problem import Problem
 from .product import declines
 
-
 WIDE = Tile(64, 128, 64, 4, 4)  # in half precision
 
 

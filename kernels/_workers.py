@@ -1,0 +1,131 @@
+"""Processes that call functions for this one: a fault ends one of them, not the program."""
+
+import contextlib
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any
+
+COMMAND = sys.executable, "-c", "from tritonconv._workers import serve; serve()"
+
+
+class CallError(Exception):
+    """What a function raised in a worker; its text is the traceback."""
+
+
+class WorkerDiedError(Exception):
+    """A worker ended, or was ended, before its function did."""
+
+
+class Worker:
+    """A process; where one has died, the next call starts another."""
+
+    def __init__(self, log: IO | None = None, **environment: str) -> None:
+        """log: gets what it prints (default: nobody does); environment: its, beside this one's."""
+        self.log, self.environment = log or subprocess.DEVNULL, environment
+        self.process: subprocess.Popen | None = None
+
+    def call(self, function: Callable, *args: Any, seconds: float | None = None) -> Any:
+        """function(*args) there: a function of a module, and arguments that can be pickled.
+
+        Raises CallError where it raises, and WorkerDiedError where the process dies, or has not
+        finished in so many seconds.
+        """
+        if self.process is None or self.process.poll() is not None:
+            self._start()
+        process, late = self.process, threading.Event()
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, stop) if seconds is not None else contextlib.nullcontext()
+        if seconds is not None:
+            timer.start()
+        try:
+            pickle.dump((function, args), process.stdin)
+            process.stdin.flush()
+            succeeded, outcome = pickle.load(process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            process.kill()
+            status = f"did not finish in {seconds:.0f} s" if late.is_set() else "died"
+            raise WorkerDiedError(f"{function.__name__}: its process {status}") from error
+        finally:
+            if seconds is not None:
+                timer.cancel()
+        if not succeeded:
+            raise CallError(outcome)
+        return outcome
+
+    def _start(self) -> None:
+        self.close()
+        self.process = subprocess.Popen(
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=os.environ | self.environment,
+        )
+
+    def close(self) -> None:
+        """Ends the process, at once, and a call that waits for it."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Workers:
+    """Several, each with one call at a time.  A context manager: they end with it."""
+
+    def __init__(self, count: int, log: IO | None = None, **environment: str) -> None:
+        self.all = [Worker(log, **environment) for _ in range(count)]
+        self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self.all:
+            self.idle.put(worker)
+        self.threads = ThreadPoolExecutor(count)
+
+    def submit(self, function: Callable, *args: Any, seconds: float | None = None) -> Future:
+        """As Worker.call, in the first that is idle."""
+        return self.threads.submit(self._call, function, *args, seconds=seconds)
+
+    def _call(self, function: Callable, *args: Any, seconds: float | None) -> Any:
+        worker = self.idle.get()
+        try:
+            return worker.call(function, *args, seconds=seconds)
+        finally:
+            self.idle.put(worker)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self.all:
+            worker.close()
+        self.threads.shutdown()
+
+
+def serve() -> None:
+    """A worker's life: calls what comes in on standard input, until that ends."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a function prints is no reply
+    while True:
+        try:
+            function, args = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        except Exception:
+            outcome = False, traceback.format_exc()
+        else:
+            try:
+                outcome = True, function(*args)
+            except Exception:
+                outcome = False, traceback.format_exc()
+        pickle.dump(outcome, replies)
+        replies.flush()
