@@ -17,7 +17,7 @@ endif
 # The interpreter multiplies small blocks, which waiting for a busy core slows down far more.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test lint docs offline gpu installed clean
+.PHONY: demo test lint docs offline sweep installed clean
 
 demo: $(install)
 	$(python) -m tritonconv.nets train lenet
@@ -45,12 +45,10 @@ offline: $(install)
 	$(python) tests/offline/check.py
 endif
 
-# For a GPU machine: tests, quick benchmarks and report, each bounded in seconds, into the folder $$OUT.
-TESTS_S ?= 200
-QUICK_S ?= 270
-gpu: $(install)
-	$(python) -m benchmarks gpu --out "$${OUT:?names the folder for results}" \
-		--tests $(TESTS_S) --quick $(QUICK_S)
+# For a GPU machine: all there is to measure in so many seconds, into the folder $$OUT.
+SECONDS ?= 540
+sweep: $(install)
+	$(python) -m benchmarks sweep --seconds $(SECONDS) --out "$${OUT:?names the folder for results}"
 
 installed:
 	$(python) -m pip install --quiet --no-deps --no-build-isolation --editable .

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PROGRAM = "python -m benchmarks"
-# of a GPU machine's steps
-SECONDS = {"tests": 200, "tune": 0, "quick": 270, "networks": 0, "report": 30}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Measure tritonconv's speed.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_run, _add_report, _add_compare, _add_choose, _add_regret, _add_gpu):
+    for add in (_add_run, _add_report, _add_compare, _add_choose, _add_regret, _add_sweep):
         add(commands)
     args = parser.parse_args(argv)
     return args.run(args)
@@ -115,6 +113,8 @@ def _results_of_here(args: argparse.Namespace) -> dict:
     from .results import differences, read
 
     results = read(args.results)
+    if results["machine"].get("capability", "none") == "none":
+        raise SystemExit(_refused(f"{args.results}: its times are no GPU's"))
     different = differences(results)
     if different:
         print(f"{PROGRAM}: {args.results}: {'; '.join(different)}", file=sys.stderr)
@@ -123,24 +123,58 @@ def _results_of_here(args: argparse.Namespace) -> dict:
     return results
 
 
-def _add_gpu(commands: argparse._SubParsersAction) -> None:
+def _add_sweep(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
-        "gpu",
-        help="tests, benchmarks and report, each bounded in seconds",
-        description="Runs each step that has seconds to run in.  The networks and tuning "
-        "want 540 each, in calls of their own: --tests 0 --quick 0 --networks 540.",
+        "sweep",
+        help="all there is to measure on a GPU, in so many seconds",
+        description="Measures networks, layers, every configuration of their kernels, and "
+        "counters, what matters most first; ends 10 seconds before SECONDS have passed.",
     )
-    command.set_defaults(run=_gpu)
+    command.set_defaults(run=_sweep)
+    command.add_argument("--seconds", type=float, required=True, help="60 at least")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    for name, seconds in SECONDS.items():
-        command.add_argument(f"--{name}", type=float, default=seconds, metavar="SECONDS")
+    command.add_argument("--rows", default="", metavar="REGEX", help="(default: all)")
+    command.add_argument("--tests", type=float, default=0, help="seconds for the suite, first")
+    command.add_argument(
+        "--counters",
+        nargs="*",
+        metavar="ROW",
+        help="for Nsight Compute (default: a list, where it is installed)",
+    )
+    command.add_argument("--dry", action="store_true", help="on a device that does nothing")
 
 
-def _gpu(args: argparse.Namespace) -> int:
-    from . import gpu
+def _sweep(args: argparse.Namespace) -> int:
+    import torch
 
-    seconds = {name: getattr(args, name) for name in SECONDS}
-    return gpu.run(args.out, gpu.steps(args.out, seconds))
+    from . import counters
+    from .device import NO_GPU
+    from .plan import tasks
+    from .sweep import Wanted, sweep
+
+    if args.seconds < 60:
+        return _refused(f"--seconds must be 60 at least, got {args.seconds:g}")
+    if not (args.dry or torch.cuda.is_available()):
+        return _refused(f"{NO_GPU}; --dry walks through the same steps")
+    if args.counters and not counters.installed():
+        return _refused("--counters needs Nsight Compute: there is no ncu on the path")
+    if args.counters is None:
+        args.counters = counters.ROWS if counters.installed() and not args.dry else ()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "results.json").touch()
+    except OSError as error:
+        return _refused(f"--out: cannot write there: {error}")
+    wanted = Wanted(tasks(args.rows), tuple(args.counters), args.tests, args.dry)
+    results = sweep(wanted, args.out, args.seconds)
+    print(f"results  {results.path}")
+    print(f"{len(results.left_out)} tasks left out, {len(results.failed)} calls failed")
+    return bool(results.failed)
+
+
+def _refused(why: str) -> int:
+    print(f"{PROGRAM}: {why}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -2,18 +2,26 @@
 
 import datetime
 import functools
+import gc
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable
 
 import torch
 import triton
+from torch.profiler import ProfilerActivity, profile
 
 DEVICE = "cuda"
 NO_GPU = "device times are taken on a GPU, and this machine has none"
 COMMIT = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 FLUSHED = 2**30  # bytes
+
+
+def gpu() -> tuple[tuple[int, int], str]:
+    """Its capability and its name."""
+    return torch.cuda.get_device_capability(), torch.cuda.get_device_name()
 
 
 class Moment:
@@ -60,6 +68,45 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
 def graphed_callables(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
     """model, whose forward and backward are replays of CUDA graphs for inputs like x."""
     return torch.cuda.make_graphed_callables(model, (x,))
+
+
+def times(call: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of the device, one a round, the L2 cache cold before each, after two that warm up."""
+    for _ in range(2):
+        call()
+    moments = []
+    for _ in range(rounds):
+        flush()
+        start = now()
+        call()
+        moments.append((start, now()))
+    return [end - start for start, end in moments]
+
+
+def host_seconds(call: Callable[[], object], rounds: int) -> float:
+    """Of the CPU, until a call returns."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(rounds):
+        call()
+    seconds = (time.perf_counter() - start) / rounds
+    torch.cuda.synchronize()
+    return seconds
+
+
+def kernels(call: Callable[[], object]) -> dict[str, tuple[int, float]]:
+    """How often each kernel runs in a call, and for how many microseconds; the longest first."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    found = {event.key: (event.count, event.device_time_total) for event in profiler.key_averages()}
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
+def free_memory() -> None:
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import statistics
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from .networks import NetworkRow
 
 SECONDS = 0.3  # of launches for a figure
 MOST_ROUNDS, LEAST_ROUNDS = 100, 10
+STEPS = 5  # of a network, for the host's time
 
 
 class Problem(NamedTuple):
@@ -27,26 +29,27 @@ class Problem(NamedTuple):
 
 @functools.lru_cache(maxsize=1)  # the sides of a row follow one another
 def problem(row: Row | NetworkRow) -> Problem:
-    _set_backends(row, search=False)
+    use_backends(row, search=False)
     of = calls(row)
     made = of.inputs(row, device.DEVICE)
     expected = listed(of.expected(row, made))
-    _set_backends(row, search=True)  # as when it is timed
+    use_backends(row, search=True)  # as when it is timed
     return Problem(made, expected, None if row.exact else listed(of.eager(row, made)()))
 
 
-def measure(row: Row | NetworkRow, side: str, benchmark: BenchmarkFixture) -> dict:
+Timer = Callable[[sides.Call], list[float]]  # seconds of the device, of each of several calls
+
+
+def measure(row: Row | NetworkRow, side: str, timer: Timer) -> dict:
     """The side's figures; raises WrongResultError, and times nothing, where it is wrong."""
     given = problem(row)
-    _set_backends(row, search=True)
+    use_backends(row, search=True)
     call = calls(row).MAKE[side](row, given.inputs)
-    is_ours = side in ("ours", "unfused")
-    with poisoned_memory() if is_ours else contextlib.nullcontext():
-        results = listed(call())
-    _require(row, f"{row}-{side}", results, given, is_ours)
-    del results
+    check(row, f"{row}-{side}", call, given, side in ("ours", "unfused"))
     peak = device.peak_bytes(call)
-    seconds = _time(device.captured(call) if row.graphed else call, benchmark)
+    if row.graphed:
+        call = device.captured(call)
+    seconds = timer(call)
     half = len(seconds) // 2
     first, second = statistics.median(seconds[:half]), statistics.median(seconds[half:])
     return {
@@ -55,6 +58,13 @@ def measure(row: Row | NetworkRow, side: str, benchmark: BenchmarkFixture) -> di
         "rounds": len(seconds),
         "peak_MB": peak / 1e6,
         "graph": row.graphed,
+    } | (_of_network(call) if isinstance(row, NetworkRow) else {})
+
+
+def _of_network(call: sides.Call) -> dict:
+    return {
+        "host_ms": 1e3 * device.host_seconds(call, STEPS),
+        "kernels": device.kernels(call),
     }
 
 
@@ -69,12 +79,19 @@ def listed(returned: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     return [result.detach() for result in returned]
 
 
-def _set_backends(row: Row | NetworkRow, search: bool) -> None:
+def use_backends(row: Row | NetworkRow, search: bool) -> None:
     torch.backends.cudnn.benchmark = search
     torch.backends.cudnn.allow_tf32 = row.dtype == "tf32"
 
 
-def _require(
+def check(row: Row | NetworkRow, name: str, call: sides.Call, given: Problem, ours: bool) -> None:
+    """Raises WrongResultError where call's result is wrong, or left unwritten."""
+    with poisoned_memory() if ours else contextlib.nullcontext():
+        results = listed(call())
+    require(row, name, results, given, ours)
+
+
+def require(
     row: Row | NetworkRow, name: str, results: list[Tensor], given: Problem, is_ours: bool
 ) -> None:
     if not row.exact:
@@ -87,8 +104,8 @@ def _require(
             require_same_problem(name, actual, expected)
 
 
-def _time(call: sides.Call, benchmark: BenchmarkFixture) -> list[float]:
-    """Seconds of the device, one a launch, the L2 cache cold before each."""
+def by_pytest(call: sides.Call, benchmark: BenchmarkFixture) -> list[float]:
+    """A timer: the L2 cache is cold before each call."""
     device.flush()
     start = device.now()
     call()

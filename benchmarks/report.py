@@ -3,7 +3,7 @@
 import functools
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def report(results: dict) -> str:
         "graph is the replay of a CUDA graph, on every side; without one, waiting for the host "
         "counts.",
         table(NETWORK_HEADS, map(_network, networks)),
+        *_kernels(networks),
         "## Layers",
         table(LAYER_HEADS, map(_layer, layers)),
         "## KernelBench",
@@ -61,6 +62,9 @@ def report(results: dict) -> str:
         "## Host",
         table(("what", "value"), [(k, f"{v:.4g}") for k, v in sorted(results["host"].items())]),
     ]
+    for title, name in {"Failed": "failed", "Left out for want of time": "left_out"}.items():
+        if lines := results.get(name):
+            sections += [f"## {title}", "\n".join(f"- {line}" for line in lines)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -215,8 +219,22 @@ def _layer(row: dict) -> list[str]:
     return [*cells, number(ours.get("peak_MB")), number(eager.get("peak_MB"))]
 
 
+MOST_KERNELS = 15
+
+
+def _kernels(networks: list[dict]) -> Iterator[str]:
+    """A table for each network whose kernels were timed: ours, those that take longest."""
+    for row in networks:
+        if kernels := row["sides"].get("ours", {}).get("kernels"):
+            total = sum(us for _, us in kernels.values())
+            longest = list(kernels.items())[:MOST_KERNELS]
+            lines = [(name, n, f"{us:.0f}", f"{us / total:.0%}") for name, (n, us) in longest]
+            yield f"### Kernels of {row['net']}, {row['pass']}, {row['dtype']}"
+            yield table(("kernel", "times", "us", "of all"), lines)
+
+
 NETWORK_HEADS = (
-    *("network", "input", "pass", "dtype", "ours", "spread", "examples/s", "peak MB"),
+    *("network", "input", "pass", "dtype", "ours", "spread", "host ms", "examples/s", "peak MB"),
     *("ours unfused", "examples/s", "peak MB", "ratio", "goal", "met"),
     *("cuDNN", "examples/s", "peak MB", "ratio", "goal", "met"),
     *("compile", "examples/s", "peak MB", "ratio", "goal", "met"),
@@ -230,7 +248,7 @@ def _network(row: dict) -> list[str]:
         us = figures.get("us")
         cells.append(number(None if us is None else us / 1e3, ".3f"))
         if side == "ours":
-            cells.append(number(figures.get("spread"), ".1%"))
+            cells += [number(figures.get("spread"), ".1%"), number(figures.get("host_ms"))]
         cells += [number(figures.get("examples_per_s"), ".0f"), number(figures.get("peak_MB"))]
         if side != "ours":
             cells += _ratio(row, side)

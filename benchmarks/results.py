@@ -50,7 +50,8 @@ def differences(results: dict) -> list[str]:
 class Results:
     """What a run has found so far, in `path` where one is given."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, rehearsed: bool = False) -> None:
+        """rehearsed: its times are nobody's."""
         self.path = path
         self.rows: dict[str, dict] = {}
         self.host: dict[str, float] = {}
@@ -58,6 +59,8 @@ class Results:
         self.failed: list[str] = []
         self.left_out: list[str] = []
         self.machine = device.machine()
+        if rehearsed:
+            self.machine["device"] = "none: a rehearsal"
         self._write()
 
     def add(self, row: "Row | NetworkRow", side: str, figures: dict) -> dict:
@@ -97,11 +100,8 @@ class Results:
     def _entry(self, row: "Row | NetworkRow") -> dict:
         return row.entry(device_key(self.machine["device"])) | {"sides": {}, "ratio": {}}
 
-    def _write(self) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
+    def content(self) -> dict:
+        return {
             "version": VERSION,
             "machine": self.machine,
             "rows": [*self.rows.values()],
@@ -110,6 +110,12 @@ class Results:
             "failed": self.failed,
             "left_out": self.left_out,
         }
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = self.content()
         temporary = self.path.with_name(f".{os.getpid()}-{self.path.name}")
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         temporary.replace(self.path)

@@ -40,13 +40,17 @@ class Tensors(NamedTuple):
 Forward = Callable[[Tensors], Tensor]
 
 
-def inputs(row: Row, device: str) -> Tensors:
-    """Random normal inputs, the same in every run; a batch norm's in float32, as under autocast."""
+def inputs(row: Row, device: str, filled: bool = True) -> Tensors:
+    """Random normal inputs, the same in every run; a batch norm's in float32, as under autocast.
+
+    filled: or with nothing in them, for who only wants to know what is launched.
+    """
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = DTYPES[row.dtype]) -> Tensor:
-        made = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        return made.contiguous(memory_format=row.case.layout) if len(shape) == 4 else made
+        layout = row.case.layout if len(shape) == 4 else torch.contiguous_format
+        made = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
+        return made.normal_(generator=generator) if filled else made
 
     x_shape, w_shape, y_shape = row.case.x_shape, row.case.w_shape, row.case.y_shape
     x = normal(*x_shape)

@@ -1,10 +1,8 @@
 """Device time of whole networks."""
 
-import gc
-
 import pytest
-import torch
 
+from . import device
 from .networks import network_rows
 from .timing import take, timed
 
@@ -18,9 +16,7 @@ def _sides():
 @pytest.fixture(autouse=True)
 def freed_memory():
     yield
-    torch.compiler.reset()
-    gc.collect()
-    torch.cuda.empty_cache()
+    device.free_memory()
 
 
 @timed(_sides(), "networks")

@@ -1,6 +1,7 @@
 """The test that every file of device times has: one for each side, a group for each row."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from . import device
 from .cases import Row
-from .measure import measure
+from .measure import by_pytest, measure
 from .networks import NetworkRow
 from .results import Results
 
@@ -40,4 +41,5 @@ def take(row: Row | NetworkRow, side: str, benchmark: BenchmarkFixture, results:
     if benchmark.disabled:
         pytest.skip("benchmarks are disabled")
     benchmark.group = str(row)
-    benchmark.extra_info |= results.add(row, side, measure(row, side, benchmark))
+    figures = measure(row, side, partial(by_pytest, benchmark=benchmark))
+    benchmark.extra_info |= results.add(row, side, figures)

@@ -1,6 +1,7 @@
 """Processes that call functions for this one: a fault ends one of them, not the program."""
 
 import contextlib
+import math
 import os
 import pickle
 import queue
@@ -30,6 +31,7 @@ class Worker:
         """log: gets what it prints (default: nobody does); environment: its, beside this one's."""
         self.log, self.environment = log or subprocess.DEVNULL, environment
         self.process: subprocess.Popen | None = None
+        self.ended, self.lock = False, threading.Lock()  # of who starts or ends the process
 
     def call(self, function: Callable, *args: Any, seconds: float | None = None) -> Any:
         """function(*args) there: a function of a module, and arguments that can be pickled.
@@ -37,16 +39,14 @@ class Worker:
         Raises CallError where it raises, and WorkerDiedError where the process dies, or has not
         finished in so many seconds.
         """
-        if self.process is None or self.process.poll() is not None:
-            self._start()
-        process, late = self.process, threading.Event()
+        process, late = self._running(), threading.Event()
 
         def stop() -> None:
             late.set()
             process.kill()
 
-        timer = threading.Timer(seconds, stop) if seconds is not None else contextlib.nullcontext()
-        if seconds is not None:
+        timer = threading.Timer(math.inf if seconds is None else seconds, stop)
+        if seconds is not None and seconds < math.inf:
             timer.start()
         try:
             pickle.dump((function, args), process.stdin)
@@ -54,29 +54,47 @@ class Worker:
             succeeded, outcome = pickle.load(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             process.kill()
+            process.wait()
             status = f"did not finish in {seconds:.0f} s" if late.is_set() else "died"
             raise WorkerDiedError(f"{function.__name__}: its process {status}") from error
         finally:
-            if seconds is not None:
-                timer.cancel()
+            timer.cancel()
         if not succeeded:
             raise CallError(outcome)
         return outcome
 
-    def _start(self) -> None:
-        self.close()
-        self.process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=os.environ | self.environment,
-        )
+    def _running(self) -> subprocess.Popen:
+        with self.lock:
+            if self.ended:
+                raise WorkerDiedError("it has ended")
+            if self.process is None or self.process.poll() is not None:
+                self._release()
+                self.process = subprocess.Popen(
+                    COMMAND,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self.log,
+                    env=os.environ | self.environment,
+                )
+            return self.process
+
+    def kill(self) -> None:
+        """For good, and at once; a call that waits for it raises."""
+        with self.lock:
+            self.ended = True
+            if self.process is not None:
+                self.process.kill()
 
     def close(self) -> None:
-        """Ends the process, at once, and a call that waits for it."""
+        """When no call waits for it."""
+        self.kill()
+        self._release()
+
+    def _release(self) -> None:
         if self.process is not None:
-            self.process.kill()
+            with contextlib.suppress(OSError):  # nobody took the rest of it
+                self.process.stdin.close()
+            self.process.stdout.close()
             self.process.wait()
 
 
@@ -107,8 +125,10 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
         for worker in self.all:
-            worker.close()
+            worker.kill()
         self.threads.shutdown()
+        for worker in self.all:
+            worker.close()
 
 
 def serve() -> None:

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import device, measure
+from benchmarks.rehearsal import stand_ins
 
 
 class Benchmark:
@@ -26,28 +26,25 @@ class Benchmark:
 
 
 @pytest.fixture
-def new_benchmark() -> type[Benchmark]:
-    return Benchmark
+def benchmark() -> Benchmark:
+    return Benchmark()
 
 
 @pytest.fixture
 def done(monkeypatch, request) -> Iterator[Counter]:
     """How often each of the device's functions was called; every moment is a millisecond later."""
-    calls, milliseconds = Counter(), count()
+    calls = Counter()
 
-    def stand_in(name, result):
+    def counted(name, result):
         def call(*args):
             calls[name] += 1
             return result(*args)
 
-        monkeypatch.setattr(device, name, call)
+        return call
 
     monkeypatch.setattr(device, "DEVICE", request.getfixturevalue("device"))
-    stand_in("now", lambda: next(milliseconds) / 1e3)
-    stand_in("flush", lambda: None)
-    stand_in("captured", lambda call: call)
-    stand_in("graphed_callables", lambda model, x: model)
-    stand_in("peak_bytes", lambda call: 5_000_000)
+    for name, result in stand_ins().items():
+        monkeypatch.setattr(device, name, counted(name, result))
     measure.problem.cache_clear()
     yield calls
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True  # the defaults

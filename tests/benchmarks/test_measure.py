@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import measure, sides
+from benchmarks import device, measure, sides
 from benchmarks.cases import FUSED_SIDES, Row, rows
 from benchmarks.gate import (
     WrongResultError,
@@ -15,6 +15,7 @@ from benchmarks.gate import (
     require_same_problem,
 )
 
+TIMER = functools.partial(device.times, rounds=4)
 CONVOLUTION = {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2}
 SMALL = {
     "conv2d": {"x_shape": (2, 4, 9, 8), "w_shape": (6, 2, 3, 2), "options": CONVOLUTION},
@@ -199,9 +200,9 @@ def test_what_rounding_decides_is_finite_at_least(wrong):
 
 
 @pytest.mark.parametrize("side", ["ours", "eager"])
-def test_a_right_call_is_timed_from_a_cold_cache(side, done, new_benchmark):
-    benchmark = new_benchmark()
-    figures = measure.measure(small("conv2d", "forward"), side, benchmark)
+def test_a_right_call_is_timed_from_a_cold_cache(side, done, benchmark):
+    timer = functools.partial(measure.by_pytest, benchmark=benchmark)
+    figures = measure.measure(small("conv2d", "forward"), side, timer)
     assert figures["rounds"] == measure.MOST_ROUNDS
     assert figures["us"] == pytest.approx(1000)
     assert figures["spread"] == pytest.approx(0, abs=1e-6)
@@ -209,38 +210,36 @@ def test_a_right_call_is_timed_from_a_cold_cache(side, done, new_benchmark):
     assert done["flush"] == measure.MOST_ROUNDS + 1
 
 
-def test_both_sides_are_graphed_where_a_launch_is_short(done, new_benchmark):
+def test_both_sides_are_graphed_where_a_launch_is_short(done):
     row = small("conv2d", "forward")
     slow = row._replace(case=row.case._replace(floors={"forward": {"H100": 900.0, "H200": 600.0}}))
     for side in ("ours", "eager"):
-        assert measure.measure(row, side, new_benchmark())["graph"]
+        assert measure.measure(row, side, TIMER)["graph"]
     assert done["captured"] == 2
-    assert not measure.measure(slow, "ours", new_benchmark())["graph"]
+    assert not measure.measure(slow, "ours", TIMER)["graph"]
     assert done["captured"] == 2
 
 
 @pytest.mark.parametrize("side", FUSED_SIDES)
 @pytest.mark.parametrize("name", ["conv2d", "conv_bn_relu"])
 @pytest.mark.parametrize("wrong", [float("nan"), 9.0])
-def test_a_wrong_kernel_is_never_timed(name, side, wrong, done, monkeypatch, new_benchmark):
+def test_a_wrong_kernel_is_never_timed(name, side, wrong, done, monkeypatch):
     def broken(row, given):
         right = sides.eager(row, given)()
         right[0, 0, 0] += wrong
         return lambda: right
 
     monkeypatch.setitem(sides.MAKE, side, broken)
-    benchmark = new_benchmark()
     with pytest.raises(WrongResultError):
-        measure.measure(small(name, "forward", "tf32"), side, benchmark)
+        measure.measure(small(name, "forward", "tf32"), side, TIMER)
     assert not done
-    assert not benchmark.stats.stats.data
 
 
-def test_an_element_that_ours_leaves_unwritten_is_seen(done, monkeypatch, new_benchmark):
+def test_an_element_that_ours_leaves_unwritten_is_seen(done, monkeypatch):
     torch.use_deterministic_algorithms(False)  # memory comes as it is, but for the gate
     monkeypatch.setitem(
         sides.MAKE, "ours", lambda row, given: lambda: given.x.new_empty(row.case.y_shape)
     )
     row = small("conv2d", "forward")
     with pytest.raises(WrongResultError, match=rf"{row.case.y_shape.numel()} NaN of"):
-        measure.measure(row, "ours", new_benchmark())
+        measure.measure(row, "ours", TIMER)

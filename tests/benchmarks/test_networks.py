@@ -11,11 +11,12 @@ from tritonconv import AdaptiveAvgPool2d, BatchNorm2d, Conv2d
 from tritonconv.nets import GoogLeNetOutputs
 from tritonconv.nets.registry import NETWORKS, Network
 
-from benchmarks import measure, networks
+from benchmarks import device, measure, networks
 from benchmarks.cases import DTYPES, HALF, HERE
 from benchmarks.gate import WrongResultError, require_as_close, require_same_problem
 from benchmarks.networks import QUICK, NetworkRow, network_rows
 
+TIMER = functools.partial(device.times, rounds=4)
 ROWS = {str(row): row for row in network_rows()}
 
 
@@ -135,21 +136,22 @@ def test_the_loss_has_auxiliary_heads():
 
 
 @pytest.mark.parametrize("direction", ["training", "inference_graph"])
-def test_a_right_network_is_timed(direction, small, done, monkeypatch, new_benchmark):
-    monkeypatch.setattr(measure, "MOST_ROUNDS", 2)
-    figures = measure.measure(small(direction, "fp32"), "ours", new_benchmark())
+def test_a_right_network_is_timed(direction, small, done):
+    figures = measure.measure(small(direction, "fp32"), "ours", TIMER)
     assert figures["us"] == pytest.approx(1000)
     assert figures["graph"] == ("graph" in direction) == bool(done["captured"])
+    assert figures["host_ms"] == 1
+    assert figures["kernels"] == {"a kernel": (1, 1000.0)}
 
 
-def test_a_wrong_network_is_never_timed(small, done, monkeypatch, new_benchmark):
+def test_a_wrong_network_is_never_timed(small, done, monkeypatch):
     def broken(row, given):
         loss, *gradients = networks.ours(row, given)()
         return lambda: (loss, *gradients[:-1], 1.1 * gradients[-1])
 
     monkeypatch.setitem(networks.MAKE, "ours", broken)
     with pytest.raises(WrongResultError, match=r"result 8 is 0\.1 away"):
-        measure.measure(small("training", "fp32"), "ours", new_benchmark())
+        measure.measure(small("training", "fp32"), "ours", TIMER)
     assert not done
 
 

@@ -8,7 +8,6 @@ x, w and geometry are those of the largest problem of a key that was measured.
 
 import functools
 import json
-from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,10 +37,11 @@ def tables() -> tuple[Table, ...]:
 
 
 def lookup(p: Problem) -> Tuned | None:
-    """The choice for p's GPU, or for one of its architecture: of several, whose name begins most
-    alike."""
+    """The choice for p's GPU, or for one of its architecture: of several, the one whose name has
+    most words of its."""
     alike = [table for table in tables() if table.capability == p.capability]
     if not alike:
         return None
-    nearest = max(alike, key=lambda table: len(commonprefix((table.gpu, p.gpu))))
+    words = set(p.gpu.split())
+    nearest = max(alike, key=lambda table: len(words & set(table.gpu.split())))
     return nearest.choices.get(key(p))
