@@ -3,12 +3,13 @@
 import statistics
 from functools import partial
 
+import torch
 from tritonconv import _ahead, tune
 from tritonconv._ahead import Kernel
 from tritonconv.conv.dispatch import Choice
 from tritonconv.conv.tuned import Tuned
 
-from . import device, measure
+from . import device, measure, sides
 from .cases import Row
 from .configurations import problem_of
 from .networks import NetworkRow
@@ -48,8 +49,18 @@ def candidates(row: Row, gpu: Gpu) -> list[Choice]:
     return tune.candidates(problem_of(row, *gpu))
 
 
+_last: sides.Call | None = None  # whose kernels may be asked for next
+
+
 def figures(row: Row | NetworkRow, side: str) -> dict:
-    return measure.measure(row, side, partial(device.times, rounds=ROUNDS))
+    global _last
+    _last = measure.checked(row, side)
+    return measure.figures(row, _last, partial(device.times, rounds=ROUNDS))
+
+
+def kernels(row: NetworkRow) -> dict[str, tuple[int, float]]:
+    """Of the side whose figures were the last."""
+    return device.kernels(_last)
 
 
 def microseconds(row: Row, configuration: Tuned) -> float:
@@ -63,7 +74,15 @@ def microseconds(row: Row, configuration: Tuned) -> float:
     return 1e6 * statistics.median(device.times(call, ROUNDS))
 
 
-def free_memory(row: Row | NetworkRow) -> None:
-    """Before row's task: all that others left."""
+def prepare(row: Row | NetworkRow) -> None:
+    """Before a task's other calls: frees what others left, makes inputs and expected results."""
+    global _last
+    _last = None
     measure.problem.cache_clear()
     device.free_memory()
+    measure.problem(row)
+
+
+def require_health() -> None:
+    """Raises where an error before this one has left the GPU, or torch, unusable."""
+    torch.randn(1, device=device.DEVICE).sum().item()

@@ -42,30 +42,33 @@ Timer = Callable[[sides.Call], list[float]]  # seconds of the device, of each of
 
 def measure(row: Row | NetworkRow, side: str, timer: Timer) -> dict:
     """The side's figures; raises WrongResultError, and times nothing, where it is wrong."""
+    return figures(row, checked(row, side), timer)
+
+
+def checked(row: Row | NetworkRow, side: str) -> sides.Call:
+    """The side's call, whose result is right."""
     given = problem(row)
     use_backends(row, search=True)
     call = calls(row).MAKE[side](row, given.inputs)
     check(row, f"{row}-{side}", call, given, side in ("ours", "unfused"))
+    return call
+
+
+def figures(row: Row | NetworkRow, call: sides.Call, timer: Timer) -> dict:
     peak = device.peak_bytes(call)
     if row.graphed:
         call = device.captured(call)
     seconds = timer(call)
     half = len(seconds) // 2
     first, second = statistics.median(seconds[:half]), statistics.median(seconds[half:])
+    host = {"host_ms": 1e3 * device.host_seconds(call, STEPS)}
     return {
         "us": 1e6 * statistics.median(seconds),
         "spread": abs(first - second) / second,
         "rounds": len(seconds),
         "peak_MB": peak / 1e6,
         "graph": row.graphed,
-    } | (_of_network(call) if isinstance(row, NetworkRow) else {})
-
-
-def _of_network(call: sides.Call) -> dict:
-    return {
-        "host_ms": 1e3 * device.host_seconds(call, STEPS),
-        "kernels": device.kernels(call),
-    }
+    } | (host if isinstance(row, NetworkRow) else {})
 
 
 def calls(row: Row | NetworkRow) -> ModuleType:

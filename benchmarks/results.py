@@ -85,6 +85,14 @@ class Results:
         self.host |= figures
         self._write()
 
+    def add_kernels(
+        self, row: "NetworkRow", side: str, kernels: dict[str, tuple[int, float]]
+    ) -> None:
+        """How often each runs in a call, and for how many us, beside the side's figures if any."""
+        if measured := self.rows.get(str(row), {}).get("sides", {}).get(side):
+            measured["kernels"] = kernels
+        self._write()
+
     def add_configuration(self, row: "Row", configuration: str, us: float) -> None:
         self.configurations.setdefault(str(row), {})[configuration] = us
         self._write()

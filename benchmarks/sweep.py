@@ -9,6 +9,7 @@ import contextlib
 import heapq
 import importlib.util
 import itertools
+import math
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from tritonconv.tune import processes
 from . import bounded, counters, device, jobs, rehearsal, report
 from .configurations import as_text
 from .jobs import Gpu
+from .networks import NetworkRow
 from .plan import Task
 from .results import Results
 
@@ -80,7 +82,9 @@ def _measure(wanted: Wanted, results: Results, end: float, log: IO) -> list[str]
         while (i := compilation.first_ready(left, end)) is not None:
             progress.set_description(str(left[i]))
             for call in _calls(left[i], results, gpu):
-                _run(call, worker, results, end, wanted.dry)
+                done = _run(call, worker, results, end, wanted.dry)
+                if call.function is jobs.prepare and not done:
+                    break
             if time.monotonic() >= end:
                 break
             del left[i]
@@ -94,33 +98,43 @@ class Call(NamedTuple):
     function: Callable
     args: tuple
     take: Callable[[Any], None]
+    name: str
     longest: float = LONGEST
-
-    def __str__(self) -> str:
-        return f"{self.function.__name__} of {' '.join(map(str, self.args))}"
 
 
 def _calls(task: Task, results: Results, gpu: Gpu) -> Iterator[Call]:
     row = task.row
-    yield Call(jobs.free_memory, (row,), lambda nothing: None)
+    yield Call(jobs.prepare, (row,), lambda nothing: None, f"{row}: expected results")
     for side in task.sides:
-        longest = float("inf") if side == "compile" else LONGEST
-        yield Call(jobs.figures, (row, side), partial(results.add, row, side), longest)
+        longest = math.inf if side == "compile" else LONGEST
+        take = partial(results.add, row, side)
+        yield Call(jobs.figures, (row, side), take, f"{row}: {side}", longest)
+        if isinstance(row, NetworkRow):
+            take = partial(results.add_kernels, row, side)
+            yield Call(jobs.kernels, (row,), take, f"{row}: {side}'s kernels")
     for choice in jobs.candidates(row, gpu) if task.configurations else ():
-        take = partial(results.add_configuration, row, as_text(choice.tuned))
-        yield Call(jobs.microseconds, (row, choice.tuned), take)
+        text = as_text(choice.tuned)
+        take = partial(results.add_configuration, row, text)
+        yield Call(jobs.microseconds, (row, choice.tuned), take, f"{row}: {text}")
 
 
-def _run(call: Call, worker: Worker, results: Results, end: float, dry: bool) -> None:
+def _run(call: Call, worker: Worker, results: Results, end: float, dry: bool) -> bool:
+    """Whether it came to a result."""
     seconds = end - time.monotonic()
     if seconds <= 0:
-        return
+        return False
     function = (rehearsal.rehearse, call.function) if dry else (call.function,)
     try:
         call.take(worker.call(*function, *call.args, seconds=min(call.longest, seconds)))
     except FAULTS as error:
         if time.monotonic() < end:  # otherwise it is time that failed
-            results.add_failure(f"{call}: {str(error).strip().splitlines()[-1]}")
+            results.add_failure(f"{call.name}: {str(error).strip().splitlines()[-1]}")
+            try:
+                worker.call(jobs.require_health, seconds=LONGEST)
+            except FAULTS:
+                worker.stop()
+        return False
+    return True
 
 
 class Compilation:

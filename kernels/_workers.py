@@ -78,6 +78,12 @@ class Worker:
                 )
             return self.process
 
+    def stop(self) -> None:
+        """Ends the process, when no call waits for it: the next starts another."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
     def kill(self) -> None:
         """For good, and at once; a call that waits for it raises."""
         with self.lock:

@@ -48,6 +48,13 @@ def test_what_takes_too_long_is_ended(worker):
     assert worker.call(abs, -3) == 3
 
 
+def test_a_process_that_is_stopped_is_replaced(worker):
+    worker.stop()
+    first = worker.call(os.getpid)
+    worker.stop()
+    assert worker.call(os.getpid) != first
+
+
 def test_several_work_beside_each_other():
     with Workers(2) as workers:
         futures = [workers.submit(os.getpid) for _ in range(8)]

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import time
 from concurrent.futures import Future
 
@@ -160,24 +161,51 @@ def calls(monkeypatch) -> list[Call]:
 def test_what_fails_is_told_and_ends_nothing(tmp_path, calls):
     tasks, taken = plan.tasks("^lenet_avg-forward-bf16"), []
     calls += [
-        Call(os._exit, (3,), taken.append),
-        Call(divmod, (1, 0), taken.append),
-        Call(time.sleep, (60,), taken.append, longest=0.5),
-        Call(abs, (-7,), taken.append),
+        Call(os._exit, (3,), taken.append, "dies"),
+        Call(divmod, (1, 0), taken.append, "raises"),
+        Call(time.sleep, (60,), taken.append, "hangs", longest=0.5),
+        Call(abs, (-7,), taken.append, "works"),
     ]
     results = sweep.sweep(Wanted(tasks), tmp_path, 60)
     assert taken == [7]
     assert [line.partition(" modulo")[0] for line in results.failed] == [
-        "_exit of 3: _exit: its process died",
-        "divmod of 1 0: ZeroDivisionError: integer division or",
-        "sleep of 60: sleep: its process did not finish in 0 s",
+        "dies: _exit: its process died",
+        "raises: ZeroDivisionError: integer division or",
+        "hangs: sleep: its process did not finish in 0 s",
     ]
     assert results.left_out == []
 
 
+@pytest.mark.parametrize("healthy", [True, False])
+def test_after_a_failure_an_unusable_process_is_replaced(healthy, tmp_path, calls, monkeypatch):
+    """As one is after an illegal access, in all that follows."""
+    check = os.getpid if healthy else signal.raise_signal  # which lacks its argument
+    monkeypatch.setattr(sweep.jobs, "require_health", check)
+    pids = []
+    calls += [
+        Call(os.getpid, (), pids.append, "first"),
+        Call(divmod, (1, 0), print, "raises"),
+        Call(os.getpid, (), pids.append, "second"),
+    ]
+    sweep.sweep(Wanted(plan.tasks("^lenet_avg-forward-bf16")), tmp_path, 60)
+    first, second = pids
+    assert (first == second) == healthy
+
+
+def test_without_expected_results_nothing_is_measured(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(sweep.jobs, "prepare", divmod)
+    calls += [
+        Call(divmod, (1, 0), print, "a: expected results"),
+        Call(abs, (-7,), print, "a: ours"),
+    ]
+    tasks = plan.tasks("^lenet_avg-forward-bf16")
+    (failed,) = sweep.sweep(Wanted(tasks), tmp_path, 60).failed
+    assert failed.startswith("a: expected results: ZeroDivisionError")
+
+
 def test_it_ends_in_time_and_says_what_it_left_out(tmp_path, calls):
     tasks = plan.tasks("^lenet_avg-forward")
-    calls += 3 * [Call(time.sleep, (60,), print)]
+    calls += 3 * [Call(time.sleep, (60,), print, "hangs")]
     start = time.monotonic()
     results = sweep.sweep(Wanted(tasks), tmp_path, 22)
     assert time.monotonic() - start < 22 - sweep.MARGIN
