@@ -32,7 +32,7 @@ from .plan import Task
 from .results import Results
 
 MARGIN = 10  # seconds before the end at which it has ended
-REPORT = 5  # of them before that, for the report
+REPORT = 10  # more, for the report
 LONGEST = 120  # seconds of a call on the GPU; torch.compile may take all there are
 COUNTERS = 0.25, 70  # the share of the seconds, and at most how many, for Nsight Compute
 TESTS = ("-m", "pytest", "-q", "-p", "no:benchmark", "-p", "no:cacheprovider")
