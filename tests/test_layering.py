@@ -31,7 +31,7 @@ LAYERS = {
 OPERATOR = {"_common", "_launch", "_pool", "_split"}
 NORM = {"_common", "_launch", "_split", "normalise", "stats"}
 # folders of kernels/conv
-FAMILIES = {"boxes", "depthwise", "gemm", "general", "grouped", "stem"}
+FAMILIES = {"boxes", "depthwise", "gemm", "general", "grouped", "stem", "stream"}
 # what a kernel of a family may import beside its own folder
 FAMILY = {"_common", "_launch", "_split", "norm", "conv"} | {
     "box",
@@ -57,7 +57,7 @@ def allowed(path: str) -> set[str]:
         return NORM
     folder = Path(path).parent
     if folder.name in FAMILIES:
-        shared = {"general", "tma"}  # whose tiles and copies serve other families
+        shared = {"general", "gemm", "tma"}  # whose tiles, sizes and copies serve other families
         return FAMILY | shared | {p.stem for p in (ROOT / folder).glob("*.py")}
     if path == "kernels/conv/dispatch.py":
         return FAMILY | FAMILIES | {"measured", "tuned"}

@@ -11,6 +11,7 @@ epilogue  what forward and dgrad do with their sums before they store them
 depthwise one channel a group: strips of rows in registers, no matrix unit
 grouped   few channels a group: several groups a program, as blocks of one product
 stem      few input channels: a row of taps as one run of memory
+stream    1x1 and stride 1, few channels to sum over, on sm_90: weights stay, pixels stream by (tma)
 gemm      1x1 and stride 1, on sm_90: matrix products by the tensor memory accelerator (tma)
 boxes     stride 1, on sm_90: shifted boxes by the same
 general   any problem: implicit GEMM over gathered pixels

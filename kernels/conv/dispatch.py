@@ -36,6 +36,8 @@ from .precision import input_precision
 from .problem import Problem, problem
 from .stem.forward import FORWARD as STEM_FORWARD
 from .stem.wgrad import WGRAD as STEM_WGRAD
+from .stream.product import DGRAD as STREAM_DGRAD
+from .stream.product import FORWARD as STREAM_FORWARD
 from .tuned import Tuned
 
 # those that serve by default, where they can, first
@@ -44,11 +46,19 @@ FAMILIES = {
         DEPTHWISE_FORWARD,
         GROUPED_FORWARD,
         STEM_FORWARD,
+        STREAM_FORWARD,
         GEMM_FORWARD,
         BOXES_FORWARD,
         GENERAL_FORWARD,
     ),
-    "dgrad": (DEPTHWISE_DGRAD, GROUPED_DGRAD, GEMM_DGRAD, BOXES_DGRAD, GENERAL_DGRAD),
+    "dgrad": (
+        DEPTHWISE_DGRAD,
+        GROUPED_DGRAD,
+        STREAM_DGRAD,
+        GEMM_DGRAD,
+        BOXES_DGRAD,
+        GENERAL_DGRAD,
+    ),
     "wgrad": (
         DEPTHWISE_WGRAD,
         GROUPED_WGRAD,

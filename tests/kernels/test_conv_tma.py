@@ -9,8 +9,10 @@ from tritonconv import _common, _launch, _split, conv2d, conv_bn_relu
 from tritonconv.conv import dispatch, tma
 from tritonconv.conv.box import box_of
 from tritonconv.conv.dispatch import force_family
+from tritonconv.conv.forward import conv2d_stats
 from tritonconv.conv.geometry import Geometry
 from tritonconv.conv.problem import Problem
+from tritonconv.conv.stream.product import Walk
 
 pytestmark = pytest.mark.skipif(
     not _launch.INTERPRETED and torch.cuda.get_device_capability()[0] != 9,
@@ -75,21 +77,24 @@ BOXES = {
 }  # fmt: skip
 NAMED = [
     pytest.param(family, case, id=f"{family}, {name}")
-    for family, cases in (("gemm", GEMMS), ("boxes", BOXES))
+    for family, cases in (("gemm", GEMMS), ("stream", GEMMS), ("boxes", BOXES))
     for name, case in cases.items()
 ]
+SMALL = {"gemm": tma.TILES[2][-1], "stream": Walk(16, 16, 4, 1), "boxes": tma.TILES[2][-1]}
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("blocks", ["interpreted", "small"])
 @pytest.mark.parametrize(("family", "case"), NAMED)
 def test_tma_conv2d_is_exact(family, case, blocks, device):
-    config = None if blocks == "interpreted" else tma.TILES[2][-1]
+    config = None if blocks == "interpreted" else SMALL[family]
     check(case, family, config, torch.float16, device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(("family", "case"), [("gemm", ODD_1X1), ("boxes", ODD_3X3)])
+@pytest.mark.parametrize(
+    ("family", "case"), [("gemm", ODD_1X1), ("stream", ODD_1X1), ("boxes", ODD_3X3)]
+)
 def test_tma_conv2d_is_exact_in_every_dtype(family, case, dtype, device, monkeypatch):
     monkeypatch.setattr(_common, "WIDE_FROM", 0)  # and with 64-bit offsets
     check(case, family, None, dtype, device)
@@ -102,7 +107,7 @@ def test_tma_conv2d_wgrad_is_exact_with_half_the_pixels_a_step(images, tile, dev
     check(case(*shapes, padding=1), "boxes", tile, torch.float16, device)
 
 
-@pytest.mark.parametrize(("family", "k"), [("gemm", 1), ("boxes", 3)])
+@pytest.mark.parametrize(("family", "k"), [("gemm", 1), ("stream", 1), ("boxes", 3)])
 def test_tma_conv2d_takes_unaligned_memory(family, k, device):
     def shifted(t):
         memory = torch.empty(t.numel() + 1, dtype=t.dtype, device=device)[1:]
@@ -117,10 +122,12 @@ def test_tma_conv2d_takes_unaligned_memory(family, k, device):
     assert_equal(ours, expected)
 
 
-@pytest.mark.parametrize(("family", "k"), [("gemm", 1), ("boxes", 3)])
-@pytest.mark.parametrize("tile", [None, tma.TILES[4][-1]], ids=["interpreted", "small"])
-def test_tma_conv_bn_relu_equals_torch(family, k, tile, device):
+@pytest.mark.parametrize(("family", "k"), [("gemm", 1), ("stream", 1), ("boxes", 3)])
+@pytest.mark.parametrize("blocks", ["interpreted", "small"])
+def test_tma_conv_bn_relu_equals_torch(family, k, blocks, device, monkeypatch):
     """The epilogue's statistics in the forward, its residual and gate in the backward."""
+    monkeypatch.setattr(tma, "PROGRAMS", 2)  # so that a program of stream's walks
+    tile = None if blocks == "interpreted" else SMALL[family]
     x, w = torch.randn(3, 8, 7, 6).double(), torch.randn(8, 8, k, k).double()
     scale, shift = torch.randn(8).double(), torch.randn(8).double()
 
@@ -141,6 +148,24 @@ def test_tma_conv_bn_relu_equals_torch(family, k, tile, device):
         assert_close(forward_backward(ours, *given, dy=dy), expected, 8 * x.numel(), 2**-10)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+@pytest.mark.parametrize("pixels", [(1, 1), (5, 3), (9, 11)])
+def test_statistics_of_a_walk_are_exact(pixels, mean, bias, device, monkeypatch):
+    """Of many blocks, of one, and of blocks partly beyond the last pixel, far from zero."""
+    monkeypatch.setattr(tma, "PROGRAMS", 2)
+    x = torch.randn(3, 8, *pixels).contiguous(memory_format=torch.channels_last)
+    w, b = torch.randn(24, 8, 1, 1), torch.randn(24) + mean if bias else None
+    x, w, b = (None if t is None else t.to(device, torch.float16) for t in (x, w, b))
+    with force_family("stream", SMALL["stream"]):
+        y, found = conv2d_stats(x, w, b, torch.channels_last, (1, 1, 0, 0, 0, 0, 1, 1, 1))
+    values = y.double().transpose(0, 1).flatten(1)
+    expected = torch.stack((values.mean(1), values.var(1, correction=0)))
+    torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=3e-6)
+    right = F.conv2d(x.double().cpu(), w.double().cpu(), None if b is None else b.double().cpu())
+    torch.testing.assert_close(y.double().cpu(), right, rtol=2**-10, atol=2**-9)
+
+
 def posed(work, x, w, dtype=torch.float16, stride=1, padding=0, groups=1):
     g = Geometry((stride,) * 2, (padding,) * 2, (padding,) * 2, (1, 1), groups)
     return Problem(work, x, w, tuple(g.y_shape(x, w)), g, dtype, "ieee", tl.int32, (9, 0))
@@ -156,6 +181,9 @@ AMPERE = posed("forward", (1, 8, 4, 4), (8, 8, 3, 3))._replace(capability=(8, 0)
         ("gemm", "1x1", posed("forward", (1, 8, 4, 4), (8, 8, 1, 1), padding=1)),
         ("gemm", "stride 1", posed("forward", (1, 8, 1, 1), (8, 8, 1, 1), stride=2)),
         ("boxes", "stride 1", posed("forward", (1, 8, 4, 4), (8, 8, 3, 3), stride=2)),
+        ("stream", "1x1", posed("dgrad", (1, 8, 4, 4), (8, 8, 3, 3))),
+        ("stream", "at most 256 channels", posed("forward", (1, 264, 4, 4), (8, 264, 1, 1))),
+        ("stream", "at most 256 channels", posed("dgrad", (1, 8, 4, 4), (264, 8, 1, 1))),
         ("boxes", "one group", posed("forward", (1, 16, 4, 4), (16, 8, 3, 3), groups=2)),
         ("boxes", "multiples of 8", posed("dgrad", (1, 12, 4, 4), (8, 12, 3, 3))),
         ("gemm", "multiples of 8", posed("wgrad", (1, 8, 4, 4), (12, 8, 1, 1))),

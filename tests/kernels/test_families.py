@@ -71,6 +71,10 @@ SHAPES = {
         Shape((2, 16, 11, 13), (88, 16, 4, 2), padding=(3, 0), dilation=(1, 2)),
         Shape((120, 8, 3, 2), (16, 8, 2, 2), padding=(0, 1)),
     ),
+    "stream": (
+        Shape((3, 72, 9, 10), (264, 72, 1, 1)),
+        Shape((2, 16, 5, 3), (8, 16, 1, 1)),
+    ),
     "gemm": (
         Shape((3, 72, 9, 10), (264, 72, 1, 1)),
         Shape((1, 16, 5, 3), (8, 16, 1, 1)),
@@ -220,15 +224,19 @@ def test_exact_with_64_bit_offsets(name, shape, dtype, device, monkeypatch):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_family_serves_what_it_is_for(name):
-    """By default, on one of the devices; only the general family serves what no other takes."""
+    """By default, on one of the devices, or where it is forced what always yields to another; only
+    the general family serves what no other takes."""
     for work, families in FAMILIES.items():
-        if name in [family.name for family in families]:
-            problems = (
+        for family in (family for family in families if family.name == name):
+            problems = [
                 shape.problem(work, torch.float16, capability)
                 for shape in SHAPES[name]
                 for capability in CAPABILITIES
-            )
-            assert name in {choose(p).family.name for p in problems}
+            ]
+            if all(map(family.yields, problems)):
+                assert not all(map(family.declines, problems))
+            else:
+                assert name in {choose(p).family.name for p in problems}
 
 
 def test_force_family_holds_for_both_passes_and_ends():

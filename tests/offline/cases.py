@@ -26,7 +26,13 @@ DTYPES = {
 
 # Kernels whose products run on the matrix unit, fed by asynchronous copies.
 MATRIX_KERNELS = {"conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"}
-TMA_KERNELS = {"conv2d_gemm", "conv2d_gemm_wgrad", "conv2d_boxes", "conv2d_boxes_wgrad"}
+TMA_KERNELS = {
+    "conv2d_stream",
+    "conv2d_gemm",
+    "conv2d_gemm_wgrad",
+    "conv2d_boxes",
+    "conv2d_boxes_wgrad",
+}
 MATRIX_KERNELS |= TMA_KERNELS
 # Those that load through the first cache, which keeps what other taps read again.
 CACHED_KERNELS = {
@@ -396,14 +402,23 @@ TMA = (
             Case("3x3 256 boxes", dtype, conv(256, 256, 3, padding=1), family="boxes"),
         )
     ),
+    *(
+        Case(f"1x1 {c}-{co} stream", dtype, conv(c, co, 1, grads="x"), family="stream")
+        for dtype in ("fp16", "bf16", "tf32")
+        for c, co in ((64, 128), (128, 64))
+    ),
+    Case("1x1 256-64 stream", "fp16", conv(256, 64, 1, grads=""), family="stream"),
+    Case("1x1 16-24 stream", "fp16", conv(16, 24, 1, grads="x"), family="stream"),
     Case("1x1 72-264 gemm", "fp16", conv(72, 264, 1), family="gemm"),
     Case("5x5 72-264 boxes", "fp16", conv(72, 264, 5, padding=2), family="boxes"),
+    Case("1x1 64-128 stream wide", "fp16", wide(conv(64, 128, 1, grads="x")), family="stream"),
     Case("1x1 256-512 gemm wide", "fp16", wide(conv(256, 512, 1)), family="gemm"),
     Case("3x3 256 boxes wide", "fp16", wide(conv(256, 256, 3, padding=1)), family="boxes"),
     *(
         Case(f"{plain} {name}", dtype, call, plain=plain, family=family)
         for dtype in ("fp16", "tf32")
         for plain, family, shape in (
+            ("1x1 64-128 stream", "stream", (64, 128, 1)),
             ("1x1 256-512 gemm", "gemm", (256, 512, 1)),
             ("3x3 256 boxes", "boxes", (256, 256, 3)),
         )

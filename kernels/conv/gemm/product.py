@@ -57,14 +57,14 @@ def declines(p: Problem) -> str | None:
     return tma.declines(p)
 
 
-def _shape(p: Problem) -> tuple[int, int, int]:
+def shape(p: Problem) -> tuple[int, int, int]:
     """The product's rows, columns and reduction."""
     (N, C, H, W), CO = p.x, p.w[0]
     return (N * H * W, CO, C) if p.work == "forward" else (N * H * W, C, CO)
 
 
 def _prepare(p: Problem, tile: Tile) -> Call:
-    pixels, C, K = _shape(p)
+    pixels, C, K = shape(p)
     transposes = tma.transposes(p)
     along_k = p.work == "forward" or transposes
 
@@ -89,7 +89,7 @@ def _prepare(p: Problem, tile: Tile) -> Call:
 
 
 def _configs(p: Problem) -> tuple[Tile, ...]:
-    return tma.serving(p, *_shape(p))
+    return tma.serving(p, *shape(p))
 
 
 FORWARD = Family("gemm", declines, _configs, _prepare, tma.yields)

@@ -1,0 +1,158 @@
+"""1x1 convolution of stride 1, and its gradient with respect to its input, for short sums.
+
+    y[p, o] = sum_c x[p, c] * w[o, c]        dx[p, c] = sum_o dy[p, o] * w[o, c]
+
+and what the epilogue makes of them.  Memory bounds these: a program keeps the weights of BLOCK_N
+channels and walks over blocks of BLOCK_M pixels, each a product in one step, so that the next
+blocks' loads are under way while this one is stored.  Statistics are sums over all that a program
+walks over, about its first block's mean.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ...norm.stats import about_mean, store_statistics
+from .. import tma
+from ..epilogue import channel_terms, store_tile
+from ..family import Call, Family
+from ..gemm.product import declines as gemm_declines
+from ..gemm.product import shape
+from ..problem import Problem
+
+
+@triton.jit(do_not_specialize=("pixels", "units", "walkers"))
+def _conv2d_stream_kernel(
+    x_desc, w_desc, y_ptr,  # source [P, K], w as below, result [P, C]
+    pixels, units, walkers,
+    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, W_ALONG_K: tl.constexpr, UNIT: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """W_ALONG_K: w is [C, K], otherwise [K, C]; a block holds all of K."""
+    C = units * UNIT
+    tiles_c = tl.cdiv(C, BLOCK_N)
+    walker, c0 = tl.program_id(0) // tiles_c, tl.program_id(0) % tiles_c * BLOCK_N
+    c = c0 + tl.arange(0, BLOCK_N)
+    terms = channel_terms(b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, c < C, EPS, ACC)
+    w_tile = w_desc.load([c0, 0]) if W_ALONG_K else w_desc.load([0, c0]).T
+
+    total = tl.zeros((BLOCK_N,), ACC)
+    near, squares, n = total, total, 0
+    first = walker * BLOCK_M
+    if partial_ptr is not None:
+        x_tile = x_desc.load([first, 0])
+        acc = tl.dot(w_tile, x_tile.T, input_precision=PRECISION, out_dtype=ACC)
+        # beyond the last pixel there are zeros
+        near = tl.sum(acc, axis=1) / tl.minimum(pixels - first, BLOCK_M).to(ACC) + terms[0]
+
+    for m0 in tl.range(first, pixels, walkers * BLOCK_M, num_stages=STAGES):
+        x_tile = x_desc.load([m0, 0])
+        acc = tl.dot(w_tile, x_tile.T, input_precision=PRECISION, out_dtype=ACC)
+        m = tl.cast(m0, INDEX) + tl.arange(0, BLOCK_M)
+        offs, inside = m[:, None] * C + c[None, :], (m < pixels)[:, None] & (c < C)[None, :]
+        if partial_ptr is not None:
+            # before they are stored, while a warp holds all of a channel's pixels
+            if b_ptr is not None:
+                acc += terms[0][:, None]
+            y = acc.to(y_ptr.dtype.element_ty)
+            offset = tl.where((m < pixels)[None, :], y.to(ACC) - near[:, None], 0.0)
+            total += tl.sum(offset, axis=1)
+            squares += tl.sum(offset * offset, axis=1)
+            n += tl.minimum(pixels - m0, BLOCK_M)
+            tl.store(y_ptr + offs, y.T, mask=inside)
+        else:
+            store_tile(
+                acc.T, terms, y_ptr, offs, inside, b_ptr, mean_ptr, residual_ptr, gate_ptr,
+                ACTIVATION, ACC,
+            )  # fmt: skip
+
+    if partial_ptr is not None:
+        share = 1.0 / n.to(ACC)
+        rest = total * share
+        var = about_mean(squares * share, rest)
+        store_statistics(partial_ptr, walker, c, C, c < C, n.to(ACC), near, rest, var)
+
+
+class Walk(NamedTuple):
+    m: int  # pixels
+    n: int  # channels
+    warps: int
+    resident: int  # programs that a multiprocessor holds
+
+
+# By element size in bytes.
+WALKS = {
+    2: (
+        Walk(64, 64, 4, 4),
+        Walk(128, 64, 4, 3),
+        Walk(64, 128, 4, 3),
+    ),
+    4: (Walk(64, 64, 4, 3),),
+}
+MOST_BYTES = 512  # of a pixel
+LEAST_K = 16  # elements of a matrix instruction
+RING = 2**15  # bytes of pixels that a program has under way, in 2 to MOST_STAGES blocks
+MOST_STAGES = 4
+
+
+def _declines(p: Problem) -> str | None:
+    _, _, k = shape(p)
+    most = MOST_BYTES // p.dtype.itemsize
+    if k > most:
+        return f"it sums over at most {most} channels"
+    return gemm_declines(p)
+
+
+def _prepare(p: Problem, walk: Walk) -> Call:
+    pixels, C, K = shape(p)
+    block_k = max(triton.next_power_of_2(K), LEAST_K)
+    transposes = tma.transposes(p)
+    along_k = p.work == "forward" or transposes
+
+    of_x = tma.descriptor((pixels, K), (walk.m, block_k))
+    if along_k:
+        of_w = tma.descriptor((C, K), (walk.n, block_k))
+    else:
+        of_w = tma.descriptor((K, C), (block_k, walk.n))
+
+    def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
+        return of_x(x), of_w(tma.transposed(w) if transposes else w)
+
+    stages = min(max(RING // (walk.m * block_k * p.dtype.itemsize), 2), MOST_STAGES)
+    tiles_c = triton.cdiv(C, walk.n)
+    most = max(tma.PROGRAMS * walk.resident // tiles_c, 1)
+    walkers = min(triton.cdiv(pixels, walk.m), most)
+    return Call(
+        _conv2d_stream_kernel,
+        walkers * tiles_c,
+        (pixels, C // tma.unit(p), walkers),
+        {
+            **{"W_ALONG_K": along_k, "UNIT": tma.unit(p), **p.numbers},
+            **{"BLOCK_M": walk.m, "BLOCK_N": walk.n, "STAGES": stages},
+            "num_warps": walk.warps,
+        },
+        parts=walkers,
+        operands=operands,
+    )
+
+
+def _configs(p: Problem) -> tuple[Walk, ...]:
+    if p.capability is None:
+        pixels, C, _ = shape(p)
+        m, n = (triton.next_power_of_2(size) for size in (pixels, C))
+        return (Walk(min(m, 128), min(n, 256), 1, 1),)
+    return WALKS[p.dtype.itemsize]
+
+
+def _yields(p: Problem) -> bool:
+    """Until it is measured."""
+    return True
+
+
+FORWARD = Family("stream", _declines, _configs, _prepare, _yields)
+DGRAD = Family("stream", _declines, _configs, _prepare, _yields)
