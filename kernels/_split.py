@@ -2,7 +2,7 @@
 
     out[i] = sum_s partial[s, i]
 
-A program owns BLOCK consecutive elements of out.
+A program owns BLOCK consecutive elements of out and adds ROWS parts of them at a time.
 """
 
 import torch
@@ -15,21 +15,26 @@ from ._launch import INTERPRETED, INTERPRETED_BLOCK, launch
 
 PROGRAMS = 264  # two for each multiprocessor of an H100: fewer leave some idle
 LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
-BLOCK = INTERPRETED_BLOCK if INTERPRETED else 512
+
+# elements and parts of a program that adds partial sums, and its warps: many parts of few elements
+# take programs of few elements, to be many; few parts of many elements, long rows of memory
+MANY, FEW = (32, 128, 8), (512, 4, 4)
 
 
 @triton.jit(do_not_specialize=("splits",))
 def _add_splits_kernel(
     partial_ptr, out_ptr, numel, splits,  # partial [splits, numel], out [numel]
-    INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    INDEX: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     offs = tl.cast(tl.program_id(0), INDEX) * BLOCK + tl.arange(0, BLOCK)
-    acc = tl.zeros((BLOCK,), partial_ptr.dtype.element_ty)
-    for split in range(splits):
-        acc += tl.load(
-            partial_ptr + (tl.cast(split, INDEX) * numel + offs), mask=offs < numel, other=0.0
-        )
-    tl.store(out_ptr + offs, acc, mask=offs < numel)
+    row = tl.arange(0, ROWS)
+    acc = tl.zeros((ROWS, BLOCK), partial_ptr.dtype.element_ty)
+    for start in range(0, splits, ROWS):
+        split = start + row
+        inside = (split < splits)[:, None] & (offs < numel)[None, :]
+        split_offs = tl.cast(split, INDEX)[:, None] * numel + offs[None, :]
+        acc += tl.load(partial_ptr + split_offs, mask=inside, other=0.0)
+    tl.store(out_ptr + offs, tl.sum(acc, axis=0), mask=offs < numel)
 
 
 def splits(programs: int, steps: int, wanted: int) -> int:
@@ -77,9 +82,13 @@ def partial_sums(splits: int, out: Tensor) -> Tensor:
 def add_splits(partial: Tensor, out: Tensor) -> Tensor:
     """out, which becomes the sum of its partial sums."""
     if partial is not out:
-        block = min(BLOCK, triton.next_power_of_2(out.numel())) if INTERPRETED else BLOCK
+        splits, numel = partial.shape
+        block, rows, warps = MANY if splits > 4 * FEW[1] else FEW
+        if INTERPRETED:
+            block = min(INTERPRETED_BLOCK // rows, triton.next_power_of_2(numel))
         launch(
-            _add_splits_kernel, triton.cdiv(out.numel(), block),
-            partial, out, out.numel(), partial.shape[0], index_type(partial), block, out=out,
+            _add_splits_kernel, triton.cdiv(numel, block),
+            partial, out, numel, splits,
+            index_type(partial), rows, block, num_warps=warps, out=out,
         )  # fmt: skip
     return out
