@@ -13,6 +13,6 @@ grouped   few channels a group: several groups a program, as blocks of one produ
 stem      few input channels: a row of taps as one run of memory
 stream    1x1 and stride 1, few channels to sum over, on sm_90: weights stay, pixels stream by (tma)
 gemm      1x1 and stride 1, on sm_90: matrix products by the tensor memory accelerator (tma)
-boxes     stride 1, on sm_90: shifted boxes by the same
+boxes     any window, stride and dilation, on sm_90: shifted boxes by the same
 general   any problem: implicit GEMM over gathered pixels
 """

@@ -50,8 +50,8 @@ def declines(p: Problem) -> str | None:
         return "it needs the tensor memory accelerator of sm_90"
     if p.dtype.itemsize > 2 and p.precision != "tf32":
         return "it multiplies in float16, bfloat16 or TF32"
-    if g.groups != 1 or g.stride != (1, 1):
-        return "it takes one group and stride 1"
+    if g.groups != 1:
+        return "it takes one group"
     if any(channels % unit(p) for channels in p.channels):
         return f"it takes channels in multiples of {unit(p)}"
     if max(p.x[0] * math.prod(p.x[2:]), p.y[0] * math.prod(p.y[2:])) > MOST_PIXELS:

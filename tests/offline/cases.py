@@ -114,14 +114,14 @@ def batch_norm(dtype: str) -> None:
     y.backward(torch.empty_like(y))
 
 
-def epilogues(c: int, co: int, k: int) -> dict[str, Callable[[str], None]]:
+def epilogues(c: int, co: int, k: int, stride: int = 1) -> dict[str, Callable[[str], None]]:
     """By name: a convolution with what may follow in its epilogue."""
-    how = (1, 1, *[k // 2] * 4, 1, 1, 1)
+    how = (stride, stride, *[k // 2] * 4, 1, 1, 1)
     last, ops = torch.channels_last, torch.ops.tritonconv
 
     def tensors(dtype: str) -> list[Tensor]:
         torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
-        shapes = (8, c, 28, 28), (co, c, k, k), (8, co, 28, 28), (co,)
+        shapes = (8, c, 28, 28), (co, c, k, k), (8, co, 28 // stride, 28 // stride), (co,)
         return [empty(shape, dtype, False) for shape in shapes]
 
     def statistics(dtype: str) -> None:
@@ -409,6 +409,15 @@ TMA = (
     ),
     Case("1x1 256-64 stream", "fp16", conv(256, 64, 1, grads=""), family="stream"),
     Case("1x1 16-24 stream", "fp16", conv(16, 24, 1, grads="x"), family="stream"),
+    *(
+        Case(f"{k}x{k}/2 256 boxes", dtype, call, family="boxes")
+        for dtype in ("fp16", "bf16", "tf32")
+        for k in (1, 3)
+        for call in (conv(256, 256, k, stride=2, padding=k // 2, grads="x"),)
+    ),
+    Case(
+        "3x3/2 48-72 boxes", "fp16", conv(48, 72, 3, stride=2, padding=1, grads="x"), family="boxes"
+    ),
     Case("1x1 72-264 gemm", "fp16", conv(72, 264, 1), family="gemm"),
     Case("5x5 72-264 boxes", "fp16", conv(72, 264, 5, padding=2), family="boxes"),
     Case("1x1 64-128 stream wide", "fp16", wide(conv(64, 128, 1, grads="x")), family="stream"),
@@ -419,6 +428,7 @@ TMA = (
         for dtype in ("fp16", "tf32")
         for plain, family, shape in (
             ("1x1 64-128 stream", "stream", (64, 128, 1)),
+            ("3x3/2 256 boxes", "boxes", (256, 256, 3, 2)),
             ("1x1 256-512 gemm", "gemm", (256, 512, 1)),
             ("3x3 256 boxes", "boxes", (256, 256, 3)),
         )

@@ -1,12 +1,19 @@
-"""Convolution of stride 1, and its gradient with respect to its input: shifted boxes of pixels.
+"""Convolution, and its gradient with respect to its input: shifted boxes of pixels.
 
-    y[n, oh, ow, o] = sum_{kh, kw, c} x[n, oh - PH + kh*DH, ow - PW + kw*DW, c] * w[o, kh, kw, c]
-    dx[n, h, w, c] = sum_{kh, kw, o} dy[n, h + PH - kh*DH, w + PW - kw*DW, o] * w[o, kh, kw, c]
+    y[n, oh, ow, o] = sum_{kh, kw, c}
+        x[n, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW, c] * w[o, kh, kw, c]
+    dx[n, h, w, c] = sum_{kh, kw, o}
+        dy[n, (h + PH - kh*DH)/SH, (w + PW - kw*DW)/SW, o] * w[o, kh, kw, c]
 
 and what the epilogue makes of them.  A program owns a box of pixels by BLOCK_N channels: each tap
 multiplies the box of the source that lies some way off, with zeros beyond the image.  It computes
 them transposed, since a box can be the second operand as it is.
+
+Of stride S, x is read as [N, H/S, S, W/S, S*C], where every S-th row and column makes a box; dx is
+written in classes of pixels S apart, each with the taps for which the quotients are whole.
 """
+
+import math
 
 import triton
 import triton.language as tl
@@ -15,13 +22,27 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import tma
 from ..box import box_of, first_box
+from ..classes import class_taps, steps
 from ..epilogue import finish
 from ..family import Call, Family
 from ..general.tiles import Tile
 from ..geometry import SIZES
 from ..problem import Problem
 
+LEAST_K = 16  # elements of a matrix instruction
 STEPS = ("H0", "W0", "STEP_H", "STEP_W", "boxes_h", "boxes_w")
+
+
+@triton.jit
+def _shifted_box(x_desc, n, h, w, k, K, shift_h, shift_w, SH: tl.constexpr, SW: tl.constexpr):
+    """The box that lies so many rows and columns off; of every SH-th row and SW-th column."""
+    if SH * SW == 1:
+        return x_desc.load([n, h + shift_h, w + shift_w, k])
+    else:
+        # of the quotients rounded down
+        far_h, far_w = shift_h & -SH, shift_w & -SW
+        h, w, k = h + far_h // SH, w + far_w // SW, (shift_w - far_w) * K + k
+        return x_desc.load([n, h, shift_h - far_h, w, k])
 
 
 @triton.jit(do_not_specialize=(*SIZES, "K", "units", *STEPS))
@@ -33,23 +54,44 @@ def _conv2d_boxes_kernel(
     b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, W_ALONG_K: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    SOURCE_SH: tl.constexpr, SOURCE_SW: tl.constexpr,
+    RESULT_SH: tl.constexpr, RESULT_SW: tl.constexpr,
+    APART_H: tl.constexpr, APART_W: tl.constexpr,
     BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """W_ALONG_K: w is [C, taps, K], otherwise [K, taps, C]."""
+    """W_ALONG_K: w is [C, taps, K], otherwise [K, taps, C].
+
+    SOURCE_S: strides of the source's boxes.  RESULT_S: those of the result's, whose taps are every
+    APART-th; H0 and W0 are then the padding, STEP the dilation.
+    """
     PIXELS: tl.constexpr = BOX_N * BOX_H * BOX_W
     program = tl.program_id(0)
     C = units * UNIT
     tiles_c = tl.cdiv(C, BLOCK_N)
     part, c0 = program // tiles_c, program % tiles_c * BLOCK_N
-    n0, oh0, ow0 = first_box(part, boxes_h, boxes_w, BOX_N, BOX_H, BOX_W)
+    # the classes of a box follow one another
+    class_h, class_w = part // RESULT_SW % RESULT_SH, part % RESULT_SW
+    box = part // (RESULT_SH * RESULT_SW)
+    n0, oh0, ow0 = first_box(box, boxes_h, boxes_w, BOX_N, BOX_H, BOX_W)
+
+    tap, taps_h, taps_w = 0, KH, KW
+    if RESULT_SH * RESULT_SW > 1:
+        kh0, taps_h = class_taps(class_h, KH, RESULT_SH, H0, STEP_H, APART_H)
+        kw0, taps_w = class_taps(class_w, KW, RESULT_SW, W0, STEP_W, APART_W)
+        tap = kh0 * KW + kw0
+        H0 = (class_h + H0 - kh0 * STEP_H) // RESULT_SH
+        W0 = (class_w + W0 - kw0 * STEP_W) // RESULT_SW
+        STEP_H, STEP_W = -(APART_H * STEP_H // RESULT_SH), -(APART_W * STEP_W // RESULT_SW)
 
     acc = tl.zeros((BLOCK_N, PIXELS), ACC)
-    trips = KH * KW * tl.cdiv(K, BLOCK_K)
-    tl.assume(trips > 0)
-    k, tap, kw, h, w = 0, 0, 0, oh0 + H0, ow0 + W0
+    trips = taps_h * taps_w * tl.cdiv(K, BLOCK_K)
+    if RESULT_SH * RESULT_SW == 1:
+        tl.assume(trips > 0)
+    k, kw, h, w = 0, 0, H0, W0
     for _ in tl.range(0, trips, num_stages=STAGES):
-        x_tile = x_desc.load([n0, h, w, k]).reshape(PIXELS, BLOCK_K)
+        x_tile = _shifted_box(x_desc, n0, oh0, ow0, k, K, h, w, SOURCE_SH, SOURCE_SW)
+        x_tile = x_tile.reshape(PIXELS, BLOCK_K)
         # past K, where w goes on with the next tap, x has zeros
         w_tile = w_desc.load([c0, tap * K + k]) if W_ALONG_K else w_desc.load([k, tap * C + c0]).T
         acc = tl.dot(w_tile, x_tile.T, acc, input_precision=PRECISION, out_dtype=ACC)
@@ -57,18 +99,23 @@ def _conv2d_boxes_kernel(
         k += BLOCK_K
         tap_done = k >= K
         k = tl.where(tap_done, 0, k)
-        tap += tap_done.to(tl.int32)
+        tap += tl.where(tap_done, APART_W, 0)
         kw += tap_done.to(tl.int32)
         w += tl.where(tap_done, STEP_W, 0)
-        row_done = kw == KW
+        row_done = kw == taps_w
         kw = tl.where(row_done, 0, kw)
-        w -= tl.where(row_done, KW * STEP_W, 0)
+        w -= tl.where(row_done, taps_w * STEP_W, 0)
         h += tl.where(row_done, STEP_H, 0)
+        tap += tl.where(row_done, APART_H * KW - taps_w * APART_W, 0)
 
     p = tl.arange(0, PIXELS)
     n, oh, ow = n0 + p // (BOX_H * BOX_W), oh0 + p // BOX_W % BOX_H, ow0 + p % BOX_W
+    oh, ow = oh * RESULT_SH + class_h, ow * RESULT_SW + class_w
     rows = (n < N) & (oh < OH) & (ow < OW)
-    inside = tl.minimum(N - n0, BOX_N) * tl.minimum(OH - oh0, BOX_H) * tl.minimum(OW - ow0, BOX_W)
+    left_h = tl.cdiv(OH - class_h, RESULT_SH) - oh0
+    left_w = tl.cdiv(OW - class_w, RESULT_SW) - ow0
+    inside = tl.minimum(N - n0, BOX_N) * tl.minimum(left_h, BOX_H) * tl.minimum(left_w, BOX_W)
+    inside = tl.maximum(inside, 0)
     pixel = (tl.cast(n, INDEX) * OH + oh) * OW + ow
     c = c0 + tl.arange(0, BLOCK_N)
     finish(
@@ -85,44 +132,67 @@ def _shape(p: Problem) -> tuple[int, int, int]:
 
 
 def _prepare(p: Problem, tile: Tile) -> Call:
-    (KH, KW), (PH, PW), (DH, DW) = p.w[2:], p.geometry.before, p.geometry.dilation
+    (KH, KW), g = p.w[2:], p.geometry
     taps = KH * KW
     transposes = tma.transposes(p)
     along_k = p.work == "forward" or transposes
+    apart = [1, 1]
+    source_s = result_s = (1, 1)
     if p.work == "forward":
-        source, result, start, steps = p.x, p.y, (-PH, -PW), (DH, DW)
+        source, result, source_s = p.x, p.y, g.stride
+        start, step = [-before for before in g.before], g.dilation
+    elif g.stride == (1, 1):
+        source, result = p.y, p.x
+        start, step = g.before, [-dilation for dilation in g.dilation]
     else:
-        source, result, start, steps = p.y, p.x, (PH, PW), (-DH, -DW)
+        source, result, result_s = p.y, p.x, g.stride
+        start, step, apart = g.before, g.dilation, steps(p)
     (N, K, H, W), (_, C, OH, OW) = source, result
-    box = box_of(tile.m, (N, OH, OW), (DH * (KH - 1), DW * (KW - 1)))
-
-    of_x = tma.descriptor((N, H, W, K), (*box, tile.k))
-    if along_k:
-        of_w = tma.descriptor((C, taps * K), (tile.n, tile.k))
+    images = N, triton.cdiv(OH, result_s[0]), triton.cdiv(OW, result_s[1])
+    halo = [d * (k - 1) // s for d, k, s in zip(g.dilation, (KH, KW), result_s, strict=True)]
+    box = box_of(tile.m, images, tuple(halo))
+    block_k = tile.k
+    if source_s == (1, 1):
+        of_x = tma.descriptor((N, H, W, K), (*box, block_k))
     else:
-        of_w = tma.descriptor((K, taps * C), (tile.k, tile.n))
+        block_k = min(block_k, _power(K))  # beyond a pixel's channels lie its neighbour's
+        (SH, SW), (n, h, w) = source_s, box
+        of_x = tma.descriptor((N, H // SH, SH, W // SW, SW * K), (n, h, 1, w, block_k))
+    if along_k:
+        of_w = tma.descriptor((C, taps * K), (tile.n, block_k))
+    else:
+        of_w = tma.descriptor((K, taps * C), (block_k, tile.n))
 
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
         return of_x(x), of_w(tma.transposed(w) if transposes else w)
 
-    boxes_n, boxes_h, boxes_w = map(triton.cdiv, (N, OH, OW), box)
-    parts = boxes_n * boxes_h * boxes_w
+    boxes_n, boxes_h, boxes_w = map(triton.cdiv, images, box)
+    parts = boxes_n * boxes_h * boxes_w * math.prod(result_s)
     constants = {
         "W_ALONG_K": along_k,
         "UNIT": tma.unit(p),
         **p.numbers,
+        **dict(zip(("SOURCE_SH", "SOURCE_SW"), source_s, strict=True)),
+        **dict(zip(("RESULT_SH", "RESULT_SW"), result_s, strict=True)),
+        **dict(zip(("APART_H", "APART_W"), apart, strict=True)),
         **dict(zip(("BOX_N", "BOX_H", "BOX_W"), box, strict=True)),
         **tile.constants,
+        "BLOCK_K": block_k,
     }
     del constants["BLOCK_M"]
     return Call(
         _conv2d_boxes_kernel,
         parts * triton.cdiv(C, tile.n),
-        (N, K, OH, OW, C // tma.unit(p), KH, KW, *start, *steps, boxes_h, boxes_w),
+        (N, K, OH, OW, C // tma.unit(p), KH, KW, *start, *step, boxes_h, boxes_w),
         constants,
         parts=parts,
         operands=operands,
     )
+
+
+def _power(n: int) -> int:
+    """The largest power of two that divides n."""
+    return n & -n
 
 
 def _configs(p: Problem) -> tuple[Tile, ...]:
@@ -135,5 +205,22 @@ def _configs(p: Problem) -> tuple[Tile, ...]:
     return tiles
 
 
-FORWARD = Family("boxes", tma.declines, _configs, _prepare, tma.yields)
-DGRAD = Family("boxes", tma.declines, _configs, _prepare, tma.yields)
+def _declines(p: Problem) -> str | None:
+    (_, C, H, W), (SH, SW) = p.x, p.geometry.stride
+    if p.work == "forward" and (SH, SW) != (1, 1):
+        if _power(SH) != SH or _power(SW) != SW:
+            return "it takes strides that are powers of two"
+        if H % SH or W % SW:
+            return "it takes images whose sizes the stride divides"
+        if _power(C) < LEAST_K:
+            return f"of a stride it takes channels in multiples of {LEAST_K}"
+    return tma.declines(p)
+
+
+def _yields(p: Problem) -> bool:
+    """Of a stride, until it is measured."""
+    return tma.yields(p) or p.geometry.stride != (1, 1)
+
+
+FORWARD = Family("boxes", _declines, _configs, _prepare, _yields)
+DGRAD = Family("boxes", _declines, _configs, _prepare, _yields)

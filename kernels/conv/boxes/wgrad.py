@@ -164,4 +164,8 @@ def _yields(p: Problem) -> bool:
     return tma.yields(p) or _boxes(p, pixels)[0] * pixels > 1.8 * N * OH * OW
 
 
-WGRAD = Family("boxes", tma.declines, _configs, _prepare, _yields)
+def _declines(p: Problem) -> str | None:
+    return "it takes stride 1" if p.geometry.stride != (1, 1) else tma.declines(p)
+
+
+WGRAD = Family("boxes", _declines, _configs, _prepare, _yields)

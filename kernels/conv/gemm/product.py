@@ -53,7 +53,7 @@ def _conv2d_gemm_kernel(
 
 def declines(p: Problem) -> str | None:
     if p.w[2:] != (1, 1) or any(p.geometry.before) or p.x[2:] != p.y[2:]:
-        return "it takes 1x1 kernels without padding"
+        return "it takes 1x1 kernels of stride 1 without padding"
     return tma.declines(p)
 
 
