@@ -158,6 +158,11 @@ def is_known(module: nn.Module) -> bool:
     return known and is_layer(module) and altered(module, kind) is None
 
 
+def containers(model: nn.Module) -> list[nn.Module]:
+    """What calls layers, outermost first."""
+    return [m for m in model.modules() if not is_layer(m)]
+
+
 def parameters(container: nn.Module) -> list[inspect.Parameter]:
     """Of the container's own forward, without self."""
     signature = inspect.signature(own_class(container).forward)

@@ -74,8 +74,11 @@ def allowed(path: str) -> set[str]:
         "kernels/fused.py": FUSED,
         "kernels/_reading.py": {"fused", "modules"},
         "kernels/_effects.py": {"_reading"},
-        "kernels/fuse.py": {"_effects", "_reading", "fused", "modules"},
-        "kernels/twins.py": {"fuse", "modules"},
+        "kernels/_groups.py": {"_effects", "_reading", "fused", "modules"},
+        "kernels/_stand_in.py": {"_effects", "_groups", "_reading", "fused"},
+        "kernels/fuse.py": {"_groups", "_reading", "_stand_in"},
+        "kernels/fold.py": {"_groups", "_reading", "_stand_in", "fuse", "fused", "modules"},
+        "kernels/twins.py": {"_stand_in", "modules"},
     }.get(path, OPERATOR)
 
 
