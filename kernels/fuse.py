@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
+from ._check import check_fused
 from ._groups import why_not
 from ._reading import containers
 from ._stand_in import copied, specialise
@@ -16,7 +17,12 @@ from ._stand_in import copied, specialise
 Report = Callable[[str], object]
 
 
-def fuse(model: nn.Module, recompute: bool = False, report: Report | None = None) -> nn.Module:
+def fuse(
+    model: nn.Module,
+    recompute: bool = False,
+    report: Report | None = None,
+    check: tuple | None = None,
+) -> nn.Module:
     """A deep copy of model that runs its convolution, batch norm, add and ReLU groups fused.
 
     Groups are made of our Conv2d and ConvTranspose2d, our BatchNorm2d, an addition and ReLU or
@@ -32,7 +38,19 @@ def fuse(model: nn.Module, recompute: bool = False, report: Report | None = None
     fused.  A container runs its own forward too where anything it was read from has changed since
     (hooks, parametrizations, children, attributes), and warns of it once.  report, if given (print,
     say), is called with a line for every group and every convolution that is in none.
+
+    check, if given, is a tuple of arguments that the model takes: each container that runs fused,
+    and the model, are compared with their own forwards, in the model's dtype and in float64:
+    outputs, gradients, buffers, arguments written to; as the model is, and in evaluation mode.
+    RuntimeError names the first container that differs, and the report those that were not reached.
+    The models, the arguments and the random numbers stay as they are.  Meant for the first time in
+    a new project: it takes a few calls of everything, and memory for copies in float64.
     """
+    if check is not None and not isinstance(check, tuple):
+        raise TypeError(
+            f"fuse: check must be a tuple of the model's arguments, got {type(check).__name__}; "
+            "write check=(x,)"
+        )
     fused = copied(model)
     names = {module: name for name, module in fused.named_modules()}
     lines, failures = {}, {}
@@ -48,6 +66,9 @@ def fuse(model: nn.Module, recompute: bool = False, report: Report | None = None
     if report is not None:
         for line in dict.fromkeys(_report(fused, lines, failures)):
             report(line)
+    for path in [] if check is None else check_fused(model, fused, check):
+        if report is not None:
+            report(f"{path or 'model'}: not checked, for no call of it ran fused")
     return fused
 
 

@@ -76,7 +76,8 @@ def allowed(path: str) -> set[str]:
         "kernels/_effects.py": {"_reading"},
         "kernels/_groups.py": {"_effects", "_reading", "fused", "modules"},
         "kernels/_stand_in.py": {"_effects", "_groups", "_reading", "fused"},
-        "kernels/fuse.py": {"_groups", "_reading", "_stand_in"},
+        "kernels/_check.py": {"_stand_in"},
+        "kernels/fuse.py": {"_check", "_groups", "_reading", "_stand_in"},
         "kernels/fold.py": {"_groups", "_reading", "_stand_in", "fuse", "fused", "modules"},
         "kernels/twins.py": {"_stand_in", "modules"},
     }.get(path, OPERATOR)
