@@ -16,11 +16,13 @@ from torch.nn import functional as F
 
 from . import modules
 from ._effects import Effects
+from ._others import BatchNormAct2d, Conv2dSame, FrozenBatchNorm2d, acts_as
 from ._reading import IN_PLACE
 from .fused import altered
 
-CONVOLUTIONS = (modules.Conv2d, modules.ConvTranspose2d)
-NORMS = (modules.BatchNorm2d, nn.Identity)  # fold() leaves an identity
+CONVOLUTIONS = (modules.Conv2d, modules.ConvTranspose2d, Conv2dSame)
+TORCHS = (nn.Conv2d, nn.ConvTranspose2d)
+NORMS = (modules.BatchNorm2d, BatchNormAct2d, FrozenBatchNorm2d)
 ACTIVATIONS = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
@@ -39,18 +41,22 @@ ADDITIONS = (operator.add, torch.add, "add", *ADDED_TO)
 class Found(NamedTuple):
     """A convolution in a graph and what follows it, each the only user of the one before."""
 
-    conv: fx.Node
+    nodes: tuple[fx.Node, ...]  # the convolution first; identities are among them
     norm: fx.Node | None
-    act: fx.Node | None
     activation: str
 
     @property
-    def nodes(self) -> list[fx.Node]:
-        return [n for n in (self.conv, self.norm, self.act) if n is not None]
+    def conv(self) -> fx.Node:
+        return self.nodes[0]
 
     @property
     def start(self) -> fx.Node:
         return self.conv.args[0]
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing of its own follows the convolution: only an addition may make a group."""
+        return self.norm is None and self.activation == "none"
 
     @property
     def end(self) -> fx.Node:
@@ -114,24 +120,38 @@ def find(container: nn.Module, graph: fx.Graph) -> list[Found]:
     """Every convolution with what normalises or rectifies it."""
     found = []
     for conv in graph.nodes:
-        layer = layer_of(container, conv)
-        if why_not(layer) is not None:
+        if why_not(layer_of(container, conv)) is not None:
             continue
-        follows = _only_user(conv)
-        norm = follows if _is_norm(layer_of(container, follows)) else None
-        act = follows if norm is None else _only_user(norm)
-        activation = _activation(container, act)
-        if norm is not None or activation is not None:
-            act = None if activation is None else act
-            found.append(Found(conv, norm, act, activation or "none"))
+        nodes, norm = [conv], None
+        follows = _past_identities(container, nodes)
+        if _is_norm(layer_of(container, follows)):
+            norm = follows
+            nodes.append(norm)
+            follows = _past_identities(container, nodes)
+        activation = _activation(container, follows)
+        if activation is not None:
+            nodes.append(follows)
+            _past_identities(container, nodes)
+        found.append(Found(tuple(nodes), norm, activation or "none"))
     return found
+
+
+def _past_identities(container: nn.Module, nodes: list[fx.Node]) -> fx.Node | None:
+    """The only user of the last of nodes, which identities before it are appended to."""
+    while (user := _only_user(nodes[-1])) is not None:
+        layer = layer_of(container, user)
+        if type(layer) is not nn.Identity or altered(layer, nn.Identity):
+            break
+        nodes.append(user)
+    return user
 
 
 def why_not(conv: nn.Module | None) -> str | None:
     """Why conv is no convolution that can be fused, if it is none."""
     kind = type(conv)
-    if kind not in CONVOLUTIONS:
-        return f"it is a {kind.__module__}.{kind.__name__}"
+    if acts_as(conv) not in CONVOLUTIONS:
+        remedy = "; convert() the model first" if kind in TORCHS else ""
+        return f"it is a {kind.__module__}.{kind.__name__}{remedy}"
     if conv.padding_mode != "zeros":
         return f"it pads with {conv.padding_mode}"
     why = altered(conv, kind)
@@ -139,11 +159,7 @@ def why_not(conv: nn.Module | None) -> str | None:
 
 
 def _is_norm(module: nn.Module | None) -> bool:
-    return type(module) in NORMS and altered(module, type(module)) is None
-
-
-def normalised(container: nn.Module, found: Found) -> bool:
-    return type(layer_of(container, found.norm)) is modules.BatchNorm2d
+    return acts_as(module) in NORMS and altered(module, type(module)) is None
 
 
 def _runs(container: nn.Module, found: list[Found]) -> list[list[Found]]:
@@ -153,7 +169,8 @@ def _runs(container: nn.Module, found: list[Found]) -> list[list[Found]]:
     for this in found:
         run = by_end.pop(this.start, None)
         linked = run is not None and _only_user(this.start) is this.conv
-        if linked and normalised(container, run[-1]) == normalised(container, this):
+        alike = linked and (run[-1].norm is None) == (this.norm is None)
+        if alike and not run[-1].alone:
             run.append(this)
         else:
             run = [this]
@@ -209,7 +226,7 @@ def _pieces(container: nn.Module, graph: fx.Graph, effects: Effects) -> list[Pie
         ends = [
             by_end[n]
             for n in add.args
-            if n in by_end and by_end[n][-1].act is None and _only_user(n) is add
+            if n in by_end and by_end[n][-1].activation == "none" and _only_user(n) is add
         ]
         piece = _with_shortcut(container, add, sorted(ends, key=len, reverse=True))
         if piece is None:
@@ -223,7 +240,13 @@ def _pieces(container: nn.Module, graph: fx.Graph, effects: Effects) -> list[Pie
         pieces[id(by_end[piece.main[-1].end])] = piece
         if piece.side is not None:
             del pieces[id(by_end[piece.side.end])]
-    return list(pieces.values())
+    return [kept for piece in pieces.values() if (kept := _worth(piece)).main]
+
+
+def _worth(piece: Piece) -> Piece:
+    """The piece without a convolution at its end that nothing follows."""
+    alone = not piece.tail and piece.main[-1].alone
+    return piece._replace(main=piece.main[:-1]) if alone else piece
 
 
 def _with_shortcut(container: nn.Module, add: fx.Node, ends: list[list[Found]]) -> Piece | None:
@@ -234,7 +257,7 @@ def _with_shortcut(container: nn.Module, add: fx.Node, ends: list[list[Found]]) 
     other = next((n for n in add.args if n is not main[-1].end), None)
     if not isinstance(other, fx.Node):
         return None
-    alike = side is not None and normalised(container, side[0]) == normalised(container, main[0])
+    alike = side is not None and (side[0].norm is None) == (main[0].norm is None)
     if add.target in ADDED_TO and add.args[0] is other:
         return None  # what it writes to may be read elsewhere
     if alike and len(side) == 1 and side[0].start is main[0].start:
@@ -263,7 +286,7 @@ def find_groups(
             before.extend(group)
             groups.remove(group)
             group = before
-        if piece.shortcut in ("identity", "unit") and normalised(container, piece.main[0]):
+        if piece.shortcut in ("identity", "unit") and piece.main[0].norm is not None:
             by_end[piece.end] = group
     return groups
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from torch import Tensor, fx, nn
 
 from ._effects import Effects, harmless
-from ._groups import ADDED_TO, Found, Piece, find_groups, normalised, owner_of
+from ._groups import ADDED_TO, Found, Piece, find_groups, owner_of
+from ._others import alone
 from ._reading import NotUnderstoodError, parameters, read
 from .fused import BlockOf, UnitOf, Watched, run_chain, warn_once
 
@@ -30,13 +31,14 @@ class Program(NamedTuple):
 
 def _program(
     container: nn.Module, training: bool, given: tuple[str, ...], recompute: bool
-) -> tuple[Program | None, dict[str, str]]:
-    """The fused form of container's own forward, and, by convolution, what it is in."""
+) -> tuple[Program | None, dict[str, str], set[str]]:
+    """The fused form of container's own forward; by convolution, what it is in; what it calls."""
     graph = read(container, training, given).graph
+    calls = {n.target for n in graph.nodes if n.op == "call_module"}
     groups = find_groups(container, graph, Effects(container, graph), recompute)
     owners = {n.meta["owner"] for g in groups if owner_of(g) == "" for p in g for n in p.nodes}
     if not owners:
-        return None, {}
+        return None, {}, calls
     inside = {
         ".".join(path.split(".")[:i]) for path in owners for i in range(1, path.count(".") + 2)
     }
@@ -47,15 +49,22 @@ def _program(
     for group in find_groups(container, graph, Effects(container, graph, apart), recompute):
         nodes = [n for piece in group for n in piece.nodes]
         called |= {n.target for n in nodes if n.op == "call_module"}
-        line = ", ".join(n.target if n.op == "call_module" else n.name for n in nodes)
+        line = ", ".join(n.target if n.op == "call_module" else n.name for n in nodes) + " fused"
+        if group[0].main[0].norm is None:
+            line += " where no gradient is wanted"
         lines |= {found.conv.target: line for piece in group for found in piece.found}
         _replace(container, graph, group, recompute)
+    for node in [n for n in graph.nodes if n.meta.get("alone")]:  # which are in no group
+        with graph.inserting_before(node):
+            layer = graph.get_attr(node.target)
+            node.replace_all_uses_with(graph.call_function(alone, (layer, *node.args)))
+        graph.erase_node(node)
     graph.lint()
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(code.src, names)
     stands_for = [w._replace(entered=True) if ".".join(w.path) in called else w for w in watched]
-    return Program(names["forward"], tuple(stands_for)), lines
+    return Program(names["forward"], tuple(stands_for)), lines, calls
 
 
 def _replace(container: nn.Module, graph: fx.Graph, group: list[Piece], recompute: bool) -> None:
@@ -68,7 +77,7 @@ def _replace(container: nn.Module, graph: fx.Graph, group: list[Piece], recomput
         return names.index(node.target)
 
     def unit(found: Found, activation: str) -> UnitOf:
-        norm = place(found.norm) if normalised(container, found) else None
+        norm = None if found.norm is None else place(found.norm)
         return UnitOf(place(found.conv), norm, activation)
 
     blocks = []
@@ -97,6 +106,14 @@ def _chain_of(blocks: tuple[BlockOf, ...], recompute: bool) -> Callable:
         return run_chain(blocks, recompute, x, residual, *modules)
 
     return fused
+
+
+class Outcome(NamedTuple):
+    """What became of a container."""
+
+    lines: dict[bool, dict[str, str]]  # by mode and convolution: what it is fused with
+    called: set[str]  # what its graphs call
+    failure: str | None = None  # why its forward is not read, if it is not
 
 
 class Fusion(NamedTuple):
@@ -154,7 +171,7 @@ class Fused:
     def __setstate__(self, state):
         super().__setstate__(state)
         if self._fusion is not None and not self._fusion.programs:
-            _, failure = specialise(self, self._fusion.recompute)
+            failure = specialise(self, self._fusion.recompute).failure
             if failure is not None and not isinstance(self, Fused):
                 warn_once(self, failure)
 
@@ -175,31 +192,30 @@ def _blank(kind: type[nn.Module], *args) -> nn.Module:
     return cls.__new__(cls, *args)
 
 
-def specialise(container: nn.Module, recompute: bool) -> tuple[dict[str, str], str | None]:
-    """Gives container its fused forwards, if it has any.
-
-    Returns, by convolution, what each is fused in, and why its forward is not read, if it is not.
-    """
+def specialise(container: nn.Module, recompute: bool) -> Outcome:
+    """Gives container its fused forwards, if it has any."""
     unfuse(container)
     kind = type(container)
+    outcome = Outcome({True: {}, False: {}}, set())
     if kind.__reduce_ex__ is not object.__reduce_ex__ or hasattr(kind, "__deepcopy__"):
-        return {}, f"{kind.__name__} is copied in a way of its own"
+        return outcome._replace(failure=f"{kind.__name__} is copied in a way of its own")
     names, optional, patterns = arguments(container)
-    programs, lines, failure = {}, {}, None
+    programs = {}
     for given in patterns:
         for training in (True, False):
             try:
-                program, found = _program(container, training, given, recompute)
+                program, lines, called = _program(container, training, given, recompute)
             except NotUnderstoodError as error:
-                failure = failure or str(error)
+                outcome = outcome._replace(failure=outcome.failure or str(error))
                 continue
-            lines |= found
+            outcome.lines[training].update(lines)
+            outcome.called.update(called)
             if program is not None:
                 programs[training, given] = program
     if programs:
         container.__class__ = _fused_class(kind)
         container._fusion = Fusion(recompute, names, optional, programs)
-    return lines, failure
+    return outcome
 
 
 def arguments(

@@ -1,11 +1,14 @@
 """Folding batch norm into the convolutions before it, for inference."""
 
+from collections import OrderedDict
+
 from torch import fx, nn
 from torch.nn.utils import fusion
 
-from . import modules
-from ._groups import Found, find, layer_of
-from ._reading import NotUnderstoodError, containers, opens, read
+from ._groups import NORMS, Found, find, layer_of
+from ._others import acts_as
+from ._reading import NotUnderstoodError, containers, read
+from ._source import opens
 from ._stand_in import Fused, arguments, copied, specialise
 from .fuse import Report
 from .fused import altered
@@ -29,7 +32,7 @@ def fold(model: nn.Module, report: Report | None = None) -> nn.Module:
     for container, graph in calls.graphs:
         for found in find(container, graph):
             conv, norm = layer_of(container, found.conv), layer_of(container, found.norm)
-            if type(norm) is not modules.BatchNorm2d or norm in left:
+            if norm is None or norm in left:
                 continue
             left[norm] = why = calls.why_not(container, graph, found)
             if why is not None:
@@ -39,7 +42,9 @@ def fold(model: nn.Module, report: Report | None = None) -> nn.Module:
                 norm.weight, norm.bias, transpose=conv.transposed,
             )  # fmt: skip
             owner, _, name = calls.paths[norm][0].rpartition(".")
-            setattr(folded.get_submodule(owner), name, nn.Identity())
+            behind = OrderedDict(norm.named_children())  # of a layer of another library
+            rest = nn.Sequential(behind) if behind else nn.Identity()
+            setattr(folded.get_submodule(owner), name, rest.eval())
             if report is not None:
                 report(f"{calls.paths[norm][0]}: folded into {calls.paths[conv][0]}")
     for module, paths in calls.paths.items():
@@ -117,7 +122,7 @@ class _Calls:
 
     def why_alone(self, norm: nn.Module) -> str | None:
         """Why a batch norm was found behind no convolution."""
-        if type(norm) is not modules.BatchNorm2d:
+        if acts_as(norm) not in NORMS:
             return f"it is a {type(norm).__module__}.{type(norm).__name__}"
         if why := altered(norm, type(norm)):
             return f"it {why}"

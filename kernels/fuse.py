@@ -12,7 +12,7 @@ from torch import nn
 from ._check import check_fused
 from ._groups import why_not
 from ._reading import containers
-from ._stand_in import copied, specialise
+from ._stand_in import Outcome, copied, specialise
 
 Report = Callable[[str], object]
 
@@ -52,19 +52,11 @@ def fuse(
             "write check=(x,)"
         )
     fused = copied(model)
-    names = {module: name for name, module in fused.named_modules()}
-    lines, failures = {}, {}
-    for container in reversed(containers(fused)):  # the inner ones first
-        prefix = f"{names[container]}." if names[container] else ""
-        found, failure = specialise(container, recompute)
-        lines |= {
-            prefix + conv: f"{names[container] or 'model'}: {line} fused"
-            for conv, line in found.items()
-        }
-        if failure is not None:
-            failures[prefix] = failure
+    outcomes = {
+        m: specialise(m, recompute) for m in reversed(containers(fused))
+    }  # inner ones first
     if report is not None:
-        for line in dict.fromkeys(_report(fused, lines, failures)):
+        for line in dict.fromkeys(_report(fused, outcomes)):
             report(line)
     for path in [] if check is None else check_fused(model, fused, check):
         if report is not None:
@@ -72,16 +64,41 @@ def fuse(
     return fused
 
 
-def _report(model: nn.Module, lines: dict[str, str], failures: dict[str, str]) -> Iterator[str]:
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.modules.conv._ConvNd):
+def _report(model: nn.Module, outcomes: dict[nn.Module, Outcome]) -> Iterator[str]:
+    names = {module: name for name, module in model.named_modules()}
+    lines: dict[bool, dict[nn.Module, str]] = {True: {}, False: {}}
+    called = set()
+    for container, outcome in outcomes.items():
+        called |= {container.get_submodule(path) for path in outcome.called}
+        for training, found in outcome.lines.items():
+            for path, line in found.items():
+                conv = container.get_submodule(path)
+                lines[training][conv] = f"{names[container] or 'model'}: {line}"
+    for conv, name in names.items():
+        if not isinstance(conv, nn.modules.conv._ConvNd):
             continue
-        owners = [prefix for prefix in failures if name.startswith(prefix)]
-        if name in lines:
-            yield lines[name]
-        elif why := why_not(module):
-            yield f"{name}: kept, for {why}"
-        elif owners:
-            yield f"{name}: kept, for {failures[max(owners, key=len)]}"
+        training, evaluation = lines[True].get(conv), lines[False].get(conv)
+        if training and training == evaluation:
+            yield training
+        elif training or evaluation:
+            yield from [f"{training} in training"] if training else []
+            yield from [f"{evaluation} in evaluation"] if evaluation else []
         else:
-            yield f"{name}: kept, for no batch norm or activation alone uses its result"
+            yield f"{name}: kept, for {_why_kept(conv, name, conv in called, names, outcomes)}"
+
+
+def _why_kept(
+    conv: nn.Module,
+    name: str,
+    called: bool,
+    names: dict[nn.Module, str],
+    outcomes: dict[nn.Module, Outcome],
+) -> str:
+    if why := why_not(conv):
+        return why
+    if called:
+        return "nothing that could be fused with it uses its result alone"
+    around = [m for m, o in outcomes.items() if o.failure and conv in m.modules()]
+    if around:
+        return outcomes[max(around, key=lambda m: len(names[m]))].failure
+    return "no forward that is read calls it"

@@ -156,8 +156,10 @@ def _one_by_one(
     units = [unit for block in blocks for unit in block.units]
 
     def normalised(place: int, z: Tensor) -> Tensor:
-        c = modules[units[place].conv](z)
-        return c if units[place].norm is None else modules[units[place].norm](c)
+        layers = [modules[n] for n in (units[place].conv, units[place].norm) if n is not None]
+        for layer in layers:
+            z = getattr(layer, "alone", layer)(z)  # what else another library's does is apart
+        return z
 
     return composed(blocks, x, residual, normalised)
 
@@ -189,7 +191,9 @@ class Watched(NamedTuple):
         if self.children is not None and tuple(module._modules) != self.children:
             return f"{self.name} has other children"
         for name, value in self.attributes:
-            now = getattr(module, name, ABSENT)
+            now = module
+            for part in name.split("."):
+                now = getattr(now, part, ABSENT)
             if value is Tensor:
                 same = isinstance(now, Tensor)
             else:

@@ -175,11 +175,11 @@ def test_fuse_reports_every_convolution():
     fuse(model, report=lines.append)
     assert lines == [
         "0: 0, 1, 2 fused",
-        "1: kept, for no batch norm or activation alone uses its result",
+        "1: kept, for nothing that could be fused with it uses its result alone",
         "2: conv1, bn1, relu, conv2, bn2, downsample.0, downsample.1, add, relu fused",
-        "3: kept, for it is a torch.nn.modules.conv.Conv2d",
+        "3: kept, for it is a torch.nn.modules.conv.Conv2d; convert() the model first",
         "4: kept, for it pads with circular",
-        "model: 6, 7 fused",
+        "model: 6, 7 fused where no gradient is wanted",
     ]
 
 
@@ -190,7 +190,7 @@ def test_all_of_our_networks_fuse(name):
     lines = []
     fused = fuse(model, report=lines.append)
     assert lines
-    assert all(line.endswith("fused") for line in lines)
+    assert all(" fused" in line for line in lines)
     assert list(fused.state_dict()) == list(model.state_dict())
     assert isinstance(fused, type(model))
     assert [n for n, _ in fused.named_modules()] == [n for n, _ in model.named_modules()]
@@ -932,7 +932,7 @@ def test_no_generated_class_is_pickled(device):
 
 def test_loading_tells_what_it_cannot_fuse_again(monkeypatch):
     data = pickle.dumps(fuse(Nested()))
-    monkeypatch.setattr("tritonconv._reading._definition", lambda code: "has no source")
+    monkeypatch.setattr("tritonconv._source._definition", lambda code: "has no source")
     with pytest.warns(UserWarning, match="runs unfused: .*forward has no source"):
         loaded = pickle.loads(data)
     assert type(loaded) is Nested
