@@ -136,7 +136,7 @@ class Reading(NamedTuple):
 
     graph: fx.Graph
     watched: list[Watched]
-    refused: dict[str, str]  # why what is within is called as it is, by its path
+    of_mode: bool  # whether it is another one in the other mode
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -190,7 +190,7 @@ def read(
         reader.graph.output(reader.recorded(result))
     except TypeError as error:
         raise NotUnderstoodError(f"{type(container).__name__}.forward returns {error}") from error
-    return Reading(reader.graph, _watched(reader.journal), reader.refused)
+    return Reading(reader.graph, _watched(reader.journal), reader.of_mode)
 
 
 def _watched(journal: list[tuple]) -> list[Watched]:
@@ -211,7 +211,7 @@ class _Reader:
         self.container, self.training, self.inside = container, training, inside
         self.graph = fx.Graph()
         self.journal: list[tuple[str, str, Any]] = []  # path, what was read there, and its value
-        self.refused: dict[str, str] = {}
+        self.of_mode = False
         self.lent: list[list | dict] = []  # to modules that may have written to them
         self.depth = 0
 
@@ -286,10 +286,9 @@ class _Reader:
                 self.journal += [(path, "kind", own_class(module)), (path, "entered", True)]
                 inner = path if plain else owner
                 return self.enter(own_class(module).forward, own, (own, *args), kwargs, inner)
-            except NotUnderstoodError as error:
+            except NotUnderstoodError:
                 if mutable:  # which it may have written to
                     raise
-                self.refused[path] = str(error)
                 self.back_to(before)
         else:
             self.lent += mutable
@@ -628,6 +627,7 @@ class _Frame:
         if name == "training":
             if own != self.own:
                 raise self.refusal(node, "reads another module's mode")
+            self.reader.of_mode = True
             return self.reader.training
         if name in vars(module):
             found = vars(module)[name]

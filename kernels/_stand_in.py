@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ._effects import Effects, harmless
 from ._groups import ADDED_TO, Found, Piece, find_groups, owner_of
 from ._others import alone
-from ._reading import NotUnderstoodError, parameters, read
+from ._reading import NotUnderstoodError, is_layer, parameters, read
 from .fused import BlockOf, UnitOf, Watched, run_chain, warn_once
 
 MOST_OPTIONAL = 2  # parameters that a program is made for both with and without
@@ -29,21 +29,29 @@ class Program(NamedTuple):
     watched: tuple[Watched, ...]
 
 
-def _program(
-    container: nn.Module, training: bool, given: tuple[str, ...], recompute: bool
-) -> tuple[Program | None, dict[str, str], set[str]]:
-    """The fused form of container's own forward; by convolution, what it is in; what it calls."""
-    graph = read(container, training, given).graph
+class Made(NamedTuple):
+    """What there is to fuse in a container's forward."""
+
+    program: Program | None
+    lines: dict[str, str]  # by convolution: what it is fused with
+    called: set[str]
+    of_mode: bool  # whether it is another one in the other mode
+
+
+def _make(container: nn.Module, training: bool, given: tuple[str, ...], recompute: bool) -> Made:
+    graph, watched, of_mode = read(container, training, given)
     calls = {n.target for n in graph.nodes if n.op == "call_module"}
     groups = find_groups(container, graph, Effects(container, graph), recompute)
     owners = {n.meta["owner"] for g in groups if owner_of(g) == "" for p in g for n in p.nodes}
     if not owners:
-        return None, {}, calls
+        return Made(None, {}, calls, of_mode)
     inside = {
         ".".join(path.split(".")[:i]) for path in owners for i in range(1, path.count(".") + 2)
     }
     apart = harmless(container, graph)
-    graph, watched, _ = read(container, training, given, inside.__contains__)
+    entered = {".".join(w.path) for w in watched if w.entered} - inside
+    if not all(is_layer(container.get_submodule(path)) for path in entered):
+        graph, watched, _ = read(container, training, given, inside.__contains__)
     lines, called = {}, set()
     # those too of the containers entered, whose own forwards will not run
     for group in find_groups(container, graph, Effects(container, graph, apart), recompute):
@@ -64,7 +72,7 @@ def _program(
     names = dict(code.globals)
     exec(code.src, names)
     stands_for = [w._replace(entered=True) if ".".join(w.path) in called else w for w in watched]
-    return Program(names["forward"], tuple(stands_for)), lines, calls
+    return Made(Program(names["forward"], tuple(stands_for)), lines, calls, of_mode)
 
 
 def _replace(container: nn.Module, graph: fx.Graph, group: list[Piece], recompute: bool) -> None:
@@ -202,16 +210,18 @@ def specialise(container: nn.Module, recompute: bool) -> Outcome:
     names, optional, patterns = arguments(container)
     programs = {}
     for given in patterns:
+        made = None
         for training in (True, False):
             try:
-                program, lines, called = _program(container, training, given, recompute)
+                if made is None or made.of_mode:
+                    made = _make(container, training, given, recompute)
             except NotUnderstoodError as error:
                 outcome = outcome._replace(failure=outcome.failure or str(error))
                 continue
-            outcome.lines[training].update(lines)
-            outcome.called.update(called)
-            if program is not None:
-                programs[training, given] = program
+            outcome.lines[training].update(made.lines)
+            outcome.called.update(made.called)
+            if made.program is not None:
+                programs[training, given] = made.program
     if programs:
         container.__class__ = _fused_class(kind)
         container._fusion = Fusion(recompute, names, optional, programs)

@@ -62,7 +62,7 @@ def allowed(path: str) -> set[str]:
         return OPS
     return {
         "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"conv"},
-        "kernels/explain.py": {"_launch", "conv"},
+        "kernels/explain.py": {"_launch", "conv", "twins"},
         "kernels/tune.py": {"_common", "conv", "explain"},
         "kernels/batch_norm.py": OPERATOR | {"norm"},
         "kernels/conv2d.py": OPERATOR | {"_conv", "conv"},
