@@ -123,7 +123,8 @@ class _Calls:
     def why_alone(self, norm: nn.Module) -> str | None:
         """Why a batch norm was found behind no convolution."""
         if acts_as(norm) not in NORMS:
-            return f"it is a {type(norm).__module__}.{type(norm).__name__}"
+            remedy = "; convert() the model first" if type(norm) is nn.BatchNorm2d else ""
+            return f"it is a {type(norm).__module__}.{type(norm).__name__}{remedy}"
         if why := altered(norm, type(norm)):
             return f"it {why}"
         owner = self.paths[norm][0].rpartition(".")[0]
