@@ -5,15 +5,17 @@ numbers and gradients of its outputs: as it is with gradients, and in evaluation
 r the results of its own forward in float64, the fused one's must be within
 
     EXACT * |r|                                in float64, which rounding hardly touches
-    NOISE * |o - r| + FLOOR * |r|              in the model's dtype
+    NOISE * |o - r| + FLOOR * |r| + ...        in the model's dtype
 
 by norms of whole tensors, where o is its own forward's in that dtype, from parameters and arguments
-that are a rounding away from those given.  A gradient is allowed FLIPS * |r|, for a value near zero
-may be rectified on one side and not on the other.  Everything runs on copies.
+that are a rounding away from those given.  FLOOR is a few roundings, and for gradients a few square
+roots of one: values near zero may be rectified on one side and not on the other.  The rest is a few
+roundings of the largest tensor of its kind, for what cancels.  Everything runs on copies.
 """
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,9 +27,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ._stand_in import Fused, Program, copied
 
 EXACT = 1e-7
-NOISE = 4
-FLOOR = 4  # times the dtype's rounding
-FLIPS = 0.05
+NOISE = 8
+ROUNDINGS = 4
+FLIPS = 0.05  # of a gradient, at least: one value of 400
 LEAST = 1e-3  # of the largest tensor of its kind: a smaller one may be rounding alone
 
 Results = dict[str, Tensor]
@@ -55,8 +57,9 @@ def check_fused(model: nn.Module, fused: nn.Module, args: tuple) -> list[str]:
                     kind = type(both[0]).__name__
                     raise RuntimeError(
                         f"fuse: {path or 'the model'}, a {kind}, gives {why}"
-                        f"{' in evaluation' if evaluation else ''}; do not use the fused model, "
-                        f"and report it with the forward of {kind}"
+                        f"{' in evaluation' if evaluation else ''}; if a larger batch, whose batch norms "
+                        "see more values, does no better, do not use the fused model, and report "
+                        f"it with the forward of {kind}"
                     )
             reached |= ran | within
     containers = fused.named_modules()
@@ -146,9 +149,13 @@ def _difference(own: nn.Module, fused: nn.Module, call: Call, gradients: bool) -
             continue
         kind, r = name.split()[0], r.double()
         size = max(r.norm().item(), LEAST * largest[kind])
-        floor = FLIPS if kind == "gradient" else FLOOR * torch.finfo(f.dtype).eps
+        eps = torch.finfo(f.dtype).eps
+        floor = ROUNDINGS * eps
+        if kind == "gradient":
+            floor = max(FLIPS, ROUNDINGS * math.sqrt(eps))
         noise = (o.double() - r).norm().item()
-        for y, bound in ((e, EXACT * size), (f, NOISE * noise + floor * size)):
+        rounding = NOISE * noise + floor * size + ROUNDINGS * eps * largest[kind]
+        for y, bound in ((e, EXACT * size), (f, rounding)):
             error = (y.double() - r).norm().item()
             if not error <= bound and not r.isnan().any():
                 return f"another {name} ({y.dtype}: off by {error:.2g}, rounding by {bound:.2g})"

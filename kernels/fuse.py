@@ -44,7 +44,8 @@ def fuse(
     outputs, gradients, buffers, arguments written to; as the model is, and in evaluation mode.
     RuntimeError names the first container that differs, and the report those that were not reached.
     The models, the arguments and the random numbers stay as they are.  Meant for the first time in
-    a new project: it takes a few calls of everything, and memory for copies in float64.
+    a new project, with a batch as in training, for batch norms of a few values make much of
+    rounding: it takes a few calls of everything, and memory for copies in float64.
     """
     if check is not None and not isinstance(check, tuple):
         raise TypeError(
