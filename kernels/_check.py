@@ -57,9 +57,9 @@ def check_fused(model: nn.Module, fused: nn.Module, args: tuple) -> list[str]:
                     kind = type(both[0]).__name__
                     raise RuntimeError(
                         f"fuse: {path or 'the model'}, a {kind}, gives {why}"
-                        f"{' in evaluation' if evaluation else ''}; if a larger batch, whose batch norms "
-                        "see more values, does no better, do not use the fused model, and report "
-                        f"it with the forward of {kind}"
+                        f"{' in evaluation' if evaluation else ''}; if a larger batch, whose batch "
+                        "norms see more values, does no better, do not use the fused model, and "
+                        f"report it with the forward of {kind}"
                     )
             reached |= ran | within
     containers = fused.named_modules()

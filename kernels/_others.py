@@ -19,6 +19,8 @@ from .batch_norm import batch_norm
 class BatchNormAct2d(modules.BatchNorm2d):
     """As timm's: a batch norm, with its children drop and act behind it."""
 
+    behind = ("drop", "act")
+
     def _run(self, input: Tensor) -> Tensor:
         return self.act(self.drop(self.alone(input)))
 
@@ -28,6 +30,8 @@ class BatchNormAct2d(modules.BatchNorm2d):
 
 class Conv2dSame(modules.Conv2d):
     """As timm's: a convolution of its input with zeros around it, as TensorFlow's 'same'."""
+
+    behind = ()
 
     def _run(self, input: Tensor) -> Tensor:
         return self.alone(same(input, self.kernel_size, self.stride, self.dilation))
@@ -65,9 +69,9 @@ KNOWN = {
 }
 # what a subclass may define without computing something else
 OWN = {
-    "__annotations__", "__constants__", "__dict__", "__doc__", "__firstlineno__", "__init__",
-    "__module__", "__qualname__", "__repr__", "__static_attributes__", "__weakref__",
-    "extra_repr", "reset_parameters",
+    "__annotate_func__", "__annotations__", "__annotations_cache__", "__constants__", "__dict__",
+    "__doc__", "__firstlineno__", "__init__", "__module__", "__qualname__", "__repr__",
+    "__static_attributes__", "__weakref__", "extra_repr", "reset_parameters",
 }  # fmt: skip
 
 

@@ -92,6 +92,10 @@ class NotUnderstoodError(Exception):
     pass
 
 
+class AbsentError(NotUnderstoodError):
+    """A module has no attribute of a name."""
+
+
 class Own(NamedTuple):
     """A module in the container that is read."""
 
@@ -306,9 +310,10 @@ class _Reader:
             x = self.record(owner, "call_function", same, (x, *sizes.values()))
         node = self.record(owner, "call_module", path, (x,))
         node.meta["alone"] = True
-        for name, child in module.named_children():
-            self.journal.append((f"{path}.{name}", "kind", own_class(child)))
-            node = self.call(owner, Own(f"{path}.{name}", child), (node,), {})
+        for name in module.behind:
+            child = Own(f"{path}.{name}", getattr(module, name))
+            self.journal.append((child.path, "kind", own_class(child.module)))
+            node = self.call(owner, child, (node,), {})
         return node
 
     def mark(self) -> tuple[fx.Node | None, int]:
@@ -538,6 +543,8 @@ class _Frame:
                 value.op == "call_module" and not is_known(container.get_submodule(value.target))
             ):
                 raise self.refusal(node, "branches on a value")
+        if isinstance(value, Object):
+            raise self.refusal(node, f"branches on {_described(value)}")
         return value is None
 
     def known(self, node: ast.AST, value: Any) -> Any:
@@ -639,6 +646,8 @@ class _Frame:
             return self.child(own, name, module._modules[name])
         else:
             found = (module._parameters | module._buffers).get(name, ABSENT)
+        if found is ABSENT:
+            raise AbsentError(str(self.refusal(node, f"reads {name}, which there is not")))
         if isinstance(found, Tensor):
             self.watch(own, "attributes", (name, Tensor))
             return self.record(node, "get_attr", f"{path}.{name}".lstrip("."), ())
@@ -715,10 +724,13 @@ class _Frame:
             return False
         if callee is getattr and len(args) in (2, 3) and isinstance(args[1], str):
             owner, name, *default = args
-            if default and isinstance(owner, Own) and not hasattr(owner.module, name):
-                self.watch(owner, "attributes", (name, ABSENT))
-                return default[0]
-            return self.attribute(node, owner, name)
+            try:
+                return self.attribute(node, owner, name)
+            except AbsentError:
+                if not default:
+                    raise
+            self.watch(owner, "attributes", (name, ABSENT))
+            return default[0]
         if callee is isinstance and len(args) == 2:
             return self.is_instance(node, *args)
         if callee is len and len(args) == 1:

@@ -42,7 +42,8 @@ def fold(model: nn.Module, report: Report | None = None) -> nn.Module:
                 norm.weight, norm.bias, transpose=conv.transposed,
             )  # fmt: skip
             owner, _, name = calls.paths[norm][0].rpartition(".")
-            behind = OrderedDict(norm.named_children())  # of a layer of another library
+            # of a layer of another library
+            behind = OrderedDict((n, getattr(norm, n)) for n in getattr(norm, "behind", ()))
             rest = nn.Sequential(behind) if behind else nn.Identity()
             setattr(folded.get_submodule(owner), name, rest.eval())
             if report is not None:

@@ -370,6 +370,53 @@ def test_child_that_was_missing_is_called_when_it_comes(device):
         assert not torch.equal(fused(x), before)
 
 
+class Tests:
+    """Forwards that depend on what is not looked at again."""
+
+    def a_configuration(self, x):
+        """branches on a SimpleNamespace"""
+        return self.act(self.bn(self.conv(x))) if self.config is not None else x
+
+    def what_configurations_hold(self, x):
+        """reads sizes of a SimpleNamespace"""
+        return self.act(self.bn(self.conv(x))) * self.config.sizes[0]
+
+    def an_attribute_that_is_made(self, x):
+        """looks an attribute up in its own way"""
+        return self.act(self.bn(self.conv(x))) * getattr(self, "scale", 1)
+
+    def an_attribute_that_is_missing(self, x):
+        """reads missing, which there is not"""
+        return self.act(self.bn(self.conv(x))) * getattr(self, "missing")  # noqa: B009
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Tests) if name[0] != "_"])
+def test_attributes_that_cannot_be_looked_at_again(name):
+    forward = vars(Tests)[name]
+    members = {"forward": forward}
+    if "made" in name:
+        members["__getattr__"] = lambda self, n: (
+            2 if n == "scale" else nn.Module.__getattr__(self, n)
+        )
+    kind = type("Own", (Helped,), members)
+    model, lines = kind(), []
+    model.config.sizes = [2]
+    assert type(fuse(convert(model), report=lines.append)) is kind
+    assert forward.__doc__ in lines[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # dynamo's own
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_patterns_compile_whole(training, device):
+    torch._dynamo.reset()
+    model = nn.Sequential(BatchNormAct2d(3), Conv2dSame(3, 4, 3, stride=2), BatchNormAct2d(4))
+    fused = fuse(convert(model.double().train(training))).to(device)
+    compiled = torch.compile(copy.deepcopy(fused), fullgraph=True, backend="aot_eager")
+    x = images().to(device)
+    for actual, right in zip(results(compiled, x), results(fused, x), strict=True):
+        torch.testing.assert_close(actual, right)
+
+
 def test_report_tells_where_a_group_is_fused():
     class Modes(Plain):
         def forward(self, x):
