@@ -24,7 +24,8 @@ from .conv_bn_relu import conv_bn_relu
 from .conv_transpose2d import conv_transpose2d
 from .corr2d import corr2d
 from .explain import explain
-from .fuse import fold, fuse
+from .fold import fold
+from .fuse import fuse
 from .fused import ConvBNReLU
 from .max_pool2d import max_pool1d, max_pool2d
 from .modules import (

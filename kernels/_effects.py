@@ -13,13 +13,14 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ._others import KNOWN, acts_as
 from ._reading import IN_PLACE, LAYERS, is_known
 
 FRESH = (
     operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.cat, torch.mul,
     torch.relu, torch.sigmoid, F.relu, F.relu6,
 )  # fmt: skip
-FRESH_LAYERS = (*LAYERS, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.Linear)
+FRESH_LAYERS = (*LAYERS, *KNOWN.values(), nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.Linear)
 ARGUMENT = "an argument"  # two of which may be one tensor
 
 Memory = frozenset  # the nodes that made it, names of modules' tensors, ARGUMENT
@@ -61,7 +62,7 @@ class Effects:
 
     def _fresh(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            return type(self._module(node)) in FRESH_LAYERS and is_known(self._module(node))
+            return acts_as(self._module(node)) in FRESH_LAYERS and is_known(self._module(node))
         return node.op == "call_function" and node.target in FRESH
 
     def _outputs(self, node: fx.Node) -> Sequence[fx.Node]:

@@ -7,9 +7,7 @@ the line.
 """
 
 import ast
-import functools
 import inspect
-import linecache
 import operator
 import types
 from collections.abc import Callable, Sequence
@@ -17,39 +15,28 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from . import modules
-from .fused import ConvBNReLU, Watched, altered, own_class
+from ._others import KNOWN, BatchNormAct2d, Conv2dSame, acts_as, same
+from ._source import CALLABLE, FUNCTIONS, harmless, source
+from .fused import ABSENT, ConvBNReLU, Watched, altered, own_class
 
 LAYERS = tuple(
     kind
     for kind in vars(modules).values()
     if isinstance(kind, type) and issubclass(kind, nn.Module)
 )
+OURS = (*LAYERS, *KNOWN.values())
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 SIMPLE = (
     bool, int, float, str, type(None), type(...), torch.dtype, torch.device, torch.memory_format,
 )  # fmt: skip
-# recorded as they are called: of torch's functions, all but those that change how torch works
-FUNCTIONS = {
-    function
-    for name, function in [
-        *vars(F).items(),
-        *((name, getattr(torch, name)) for name in torch.functional.__all__),
-        *((name, vars(torch).get(name)) for name in dir(torch._C._VariableFunctions)),
-    ]
-    if not name.startswith("_")
-    and getattr(function, "__module__", "")
-    in ("torch", "torch._C._nn", "torch.nn.functional", "torch.functional")
-}
 UNSEEN = {"backward", "register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 ATTRIBUTES = {"device", "dtype", "is_cuda", "mT", "ndim", "shape", "T"}
 VALUES = {abs, bool, float, int, max, min, str}  # of what is known
 ITERATORS = {enumerate, reversed, zip}
 COLLECTIONS = {dict, list, tuple}
-CALLABLE = (types.FunctionType, types.BuiltinFunctionType, type)
 METHODS = {
     list: {"append", "extend", "insert", "pop", "reverse"},
     dict: {"get", "items", "keys", "pop", "update", "values"},
@@ -97,8 +84,16 @@ def unpacked(values: Any, n: int) -> tuple:
     return found
 
 
+def joined(*parts: Any) -> str:
+    return "".join(map(str, parts))
+
+
 class NotUnderstoodError(Exception):
     pass
+
+
+class AbsentError(NotUnderstoodError):
+    """A module has no attribute of a name."""
 
 
 class Own(NamedTuple):
@@ -118,6 +113,14 @@ class Super(NamedTuple):
     kind: type
 
 
+class Object(NamedTuple):
+    """What an attribute of a module holds, which only its own plain values are read of."""
+
+    own: Own
+    name: str
+    value: Any
+
+
 class Held(list):
     """A list that an attribute holds: read, but not written to."""
 
@@ -126,7 +129,6 @@ class Returned(NamedTuple):
     value: Any
 
 
-ABSENT = object()
 LISTS = (list, tuple, Held)
 ITERABLE = (*LISTS, dict, range, *map(type, (iter([]), {}.keys(), {}.values(), {}.items())))
 LIST_OPERATIONS = (operator.add, IN_PLACE[ast.Add])
@@ -138,7 +140,7 @@ class Reading(NamedTuple):
 
     graph: fx.Graph
     watched: list[Watched]
-    refused: dict[str, str]  # why what is within is called as it is, by its path
+    of_mode: bool  # whether it is another one in the other mode
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -146,16 +148,25 @@ def is_layer(module: nn.Module) -> bool:
     kind = type(module)
     return (
         not any(module.children())
-        or isinstance(module, (*LAYERS, ConvBNReLU))
+        or isinstance(module, (*OURS, ConvBNReLU))
         or (kind.__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential))
     )
 
 
 def is_known(module: nn.Module) -> bool:
     """Whether module is a layer of torch.nn's or ours that does what its class does."""
-    kind = type(module)
-    known = kind in (*LAYERS, ConvBNReLU) or kind.__module__.startswith("torch.nn.modules.")
-    return known and is_layer(module) and altered(module, kind) is None
+    kind = acts_as(module)
+    return (
+        (kind in (*OURS, ConvBNReLU) or kind.__module__.startswith("torch.nn.modules."))
+        and is_layer(module)
+        and altered(module, type(module)) is None
+        and (kind is not BatchNormAct2d or all(map(is_known, module.children())))
+    )
+
+
+def containers(model: nn.Module) -> list[nn.Module]:
+    """What calls layers, outermost first."""
+    return [m for m in model.modules() if not is_layer(m)]
 
 
 def parameters(container: nn.Module) -> list[inspect.Parameter]:
@@ -183,7 +194,7 @@ def read(
         reader.graph.output(reader.recorded(result))
     except TypeError as error:
         raise NotUnderstoodError(f"{type(container).__name__}.forward returns {error}") from error
-    return Reading(reader.graph, _watched(reader.journal), reader.refused)
+    return Reading(reader.graph, _watched(reader.journal), reader.of_mode)
 
 
 def _watched(journal: list[tuple]) -> list[Watched]:
@@ -204,14 +215,14 @@ class _Reader:
         self.container, self.training, self.inside = container, training, inside
         self.graph = fx.Graph()
         self.journal: list[tuple[str, str, Any]] = []  # path, what was read there, and its value
-        self.refused: dict[str, str] = {}
+        self.of_mode = False
         self.lent: list[list | dict] = []  # to modules that may have written to them
         self.depth = 0
 
     def enter(self, function: Callable, own: Own, args: Sequence, kwargs: dict, owner: str) -> Any:
         """What the function returns; what it does is in the graph."""
         name = getattr(function, "__qualname__", str(function))
-        tree = _source(function)
+        tree = source(function)
         if isinstance(tree, str):
             raise NotUnderstoodError(f"{name} {tree}")
         signature = inspect.signature(function)
@@ -262,12 +273,16 @@ class _Reader:
         mutable = _mutable(values)
         # called otherwise, it will not run its own fused forward, but can be a part of this one
         plain = all(v is None or isinstance(v, fx.Node) for v in values)
+        if acts_as(module) in (BatchNormAct2d, Conv2dSame) and len(values) == len(args) == 1:
+            found = self.in_parts(owner, own, values[0])
+            if found is not None:
+                return found
         if is_layer(module):
             self.lent += [] if is_known(module) else mutable
             if "inplace" in vars(module):
                 self.journal.append((path, "attributes", ("inplace", module.inplace)))
         elif self.inside(path) or not plain:
-            last, entries = next(iter(reversed(self.graph.nodes)), None), len(self.journal)
+            before = self.mark()
             try:
                 why = altered(module, own_class(module))
                 if why or type(module).__call__ is not nn.Module.__call__:
@@ -275,18 +290,43 @@ class _Reader:
                 self.journal += [(path, "kind", own_class(module)), (path, "entered", True)]
                 inner = path if plain else owner
                 return self.enter(own_class(module).forward, own, (own, *args), kwargs, inner)
-            except NotUnderstoodError as error:
+            except NotUnderstoodError:
                 if mutable:  # which it may have written to
                     raise
-                self.refused[path] = str(error)
-                del self.journal[entries:]
-                for node in reversed(list(self.graph.nodes)):
-                    if node is last:
-                        break
-                    self.graph.erase_node(node)
+                self.back_to(before)
         else:
             self.lent += mutable
         return self.record(owner, "call_module", path, args, kwargs)
+
+    def in_parts(self, owner: str, own: Own, x: Any) -> fx.Node | None:
+        """A layer of another library called: what comes before it and behind it is on its own."""
+        path, module = own
+        if altered(module, own_class(module)) is not None:
+            return None
+        self.journal += [(path, "kind", own_class(module)), (path, "entered", True)]
+        if acts_as(module) is Conv2dSame:
+            sizes = {name: getattr(module, name) for name in ("kernel_size", "stride", "dilation")}
+            self.journal += [(path, "attributes", read) for read in sizes.items()]
+            x = self.record(owner, "call_function", same, (x, *sizes.values()))
+        node = self.record(owner, "call_module", path, (x,))
+        node.meta["alone"] = True
+        for name in module.behind:
+            child = Own(f"{path}.{name}", getattr(module, name))
+            self.journal.append((child.path, "kind", own_class(child.module)))
+            node = self.call(owner, child, (node,), {})
+        return node
+
+    def mark(self) -> tuple[fx.Node | None, int]:
+        return next(iter(reversed(self.graph.nodes)), None), len(self.journal)
+
+    def back_to(self, mark: tuple[fx.Node | None, int]) -> None:
+        """Forgets what was recorded since."""
+        last, entries = mark
+        del self.journal[entries:]
+        for node in reversed(list(self.graph.nodes)):
+            if node is last:
+                break
+            self.graph.erase_node(node)
 
 
 class _Frame:
@@ -435,9 +475,13 @@ class _Frame:
                 operands = self.evaluate(left), self.evaluate(right)
                 return self.apply(node, OPERATORS[type(op)], *operands)
             case ast.JoinedStr(parts):
-                return "".join(self.evaluate(part) for part in parts)
+                found = [self.evaluate(part) for part in parts]
+                if all(isinstance(part, str) for part in found):
+                    return "".join(found)
+                return self.record(node, "call_function", joined, found)
             case ast.FormattedValue(value, -1, None):
-                return str(self.known(node, self.evaluate(value)))
+                found = self.evaluate(value)
+                return found if isinstance(found, fx.Node) else str(self.known(node, found))
         raise self.refusal(node, f"has what is not read, a {type(node).__name__}")
 
     def elements(self, nodes: list[ast.expr]) -> list:
@@ -499,6 +543,8 @@ class _Frame:
                 value.op == "call_module" and not is_known(container.get_submodule(value.target))
             ):
                 raise self.refusal(node, "branches on a value")
+        if isinstance(value, Object):
+            raise self.refusal(node, f"branches on {_described(value)}")
         return value is None
 
     def known(self, node: ast.AST, value: Any) -> Any:
@@ -561,6 +607,11 @@ class _Frame:
                 for base in order[order.index(kind) + 1 :]:
                     if isinstance(vars(base).get(name), types.FunctionType):
                         return Method(own, vars(base)[name])
+            case Object(own, outer, held) if name in vars(held):
+                found = getattr(held, name)
+                if isinstance(found, SIMPLE) and found is vars(held)[name]:
+                    self.watch(own, "attributes", (f"{outer}.{name}", found))
+                    return found
             case types.ModuleType() if name in vars(value):
                 found = vars(value)[name]
                 constant = value.__name__ in ("math", "torch") and isinstance(found, SIMPLE)
@@ -583,6 +634,7 @@ class _Frame:
         if name == "training":
             if own != self.own:
                 raise self.refusal(node, "reads another module's mode")
+            self.reader.of_mode = True
             return self.reader.training
         if name in vars(module):
             found = vars(module)[name]
@@ -594,11 +646,15 @@ class _Frame:
             return self.child(own, name, module._modules[name])
         else:
             found = (module._parameters | module._buffers).get(name, ABSENT)
+        if found is ABSENT:
+            raise AbsentError(str(self.refusal(node, f"reads {name}, which there is not")))
         if isinstance(found, Tensor):
             self.watch(own, "attributes", (name, Tensor))
             return self.record(node, "get_attr", f"{path}.{name}".lstrip("."), ())
         lists = type(found) in (list, tuple) and _is_plain(found)
         functions = types.FunctionType, types.BuiltinFunctionType
+        if name in vars(module) and hasattr(found, "__dict__") and not callable(found):
+            return Object(own, name, found)
         if not lists and not isinstance(found, (*functions, *SIMPLE)):
             raise self.refusal(node, f"reads {name}, {_described(found)}")
         self.watch(own, "attributes", (name, type(found)(found) if lists else found))
@@ -666,8 +722,15 @@ class _Frame:
             raise self.refusal(node, f"calls {_described(callee)}")
         if callee is torch.jit.is_scripting:
             return False
-        if callee is getattr and len(args) == 2 and isinstance(args[1], str):
-            return self.attribute(node, *args)
+        if callee is getattr and len(args) in (2, 3) and isinstance(args[1], str):
+            owner, name, *default = args
+            try:
+                return self.attribute(node, owner, name)
+            except AbsentError:
+                if not default:
+                    raise
+            self.watch(owner, "attributes", (name, ABSENT))
+            return default[0]
         if callee is isinstance and len(args) == 2:
             return self.is_instance(node, *args)
         if callee is len and len(args) == 1:
@@ -690,7 +753,17 @@ class _Frame:
             return self.record(node, "call_function", callee, args, kwargs)
         of_torch = (callee.__module__ or "").startswith("torch.")
         if isinstance(callee, types.FunctionType) and not of_torch:
-            return reader.enter(callee, self.own, args, kwargs, self.owner)
+            before = reader.mark()
+            try:
+                return reader.enter(callee, self.own, args, kwargs, self.owner)
+            except NotUnderstoodError:
+                if not harmless(callee):
+                    raise
+            reader.back_to(before)
+            args = [
+                self.record(node, "get_attr", a.path, ()) if isinstance(a, Own) else a for a in args
+            ]
+            return self.record(node, "call_function", callee, args, kwargs)
         raise self.refusal(node, f"calls {getattr(callee, '__qualname__', _described(callee))}")
 
     def is_instance(self, node: ast.AST, value: Any, kinds: Any) -> bool:
@@ -729,86 +802,8 @@ def _described(value: Any) -> str:
         return "a value"
     if isinstance(value, Own):
         return f"a {type(value.module).__name__}"
+    if isinstance(value, Object):
+        return f"a {type(value.value).__name__}"
     if type(value) is Held:
         return "a list that an attribute holds"
     return "nothing" if value is ABSENT else f"a {type(value).__name__}"
-
-
-def _source(function: Callable) -> ast.FunctionDef | str:
-    """The function's definition, or why there is none to read."""
-    if not isinstance(function, types.FunctionType) or inspect.isgeneratorfunction(function):
-        return "is no Python function that returns"
-    found = _definition(function.__code__)
-    decorated = hasattr(function, "__wrapped__") or getattr(found, "decorator_list", ())
-    return "has a decorator" if decorated else found
-
-
-@functools.lru_cache(maxsize=4096)
-def _definition(code: types.CodeType) -> ast.FunctionDef | str:
-    text = "".join(linecache.getlines(code.co_filename))
-    try:
-        definitions, compiled = _file(code.co_filename, text)
-    except (SyntaxError, ValueError):
-        return "has no source"
-    found = definitions.get((code.co_name, code.co_firstlineno))
-    if found is None:
-        return "has no source"
-    if code not in compiled:  # a file that was written to, or code that another tool rewrote
-        return "does not do what its source says"
-    if any(isinstance(node, ast.Global | ast.Nonlocal) for node in ast.walk(found)):
-        return "declares variables that are not its own"
-    return found
-
-
-@functools.lru_cache(maxsize=64)
-def _file(name: str, text: str) -> tuple[dict[tuple[str, int], ast.FunctionDef], set]:
-    """A file's functions by name and first line, and all the code it compiles to."""
-    tree = ast.parse(text)
-    definitions = {
-        (node.name, min([node, *node.decorator_list], key=lambda n: n.lineno).lineno): node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-    }
-    compiled, todo = set(), [compile(tree, name, "exec", dont_inherit=True)]
-    while todo:
-        code = todo.pop()
-        compiled.add(code)
-        todo += [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return definitions, compiled
-
-
-REACHING = {"children", "get_submodule", "modules", "named_children", "named_modules"}
-
-
-def opens(container: nn.Module, child: str) -> bool:
-    """Whether container's forward may do more with its child of this name than call it."""
-    kind, done = own_class(container), set()
-    todo = [kind.forward]
-    while todo:
-        function = inspect.unwrap(todo.pop())
-        found = getattr(function, "__code__", None)
-        tree = _definition(found) if found else "is no Python function"
-        if isinstance(tree, str) or not tree.args.args:
-            return True
-        itself = tree.args.args[0].arg
-        nodes = list(ast.walk(tree))
-        called = [n.func for n in nodes if isinstance(n, ast.Call)]
-        own = [n for n in nodes if isinstance(n, ast.Attribute) and _is_name(n.value, itself)]
-        if len(own) < sum(_is_name(n, itself) for n in nodes) or any(
-            _is_name(n, "super") for n in nodes
-        ):
-            return True  # passed on, or taken apart, as a whole
-        for node in own:
-            if node.attr in REACHING or (node.attr == child and node not in called):
-                return True
-            method = inspect.getattr_static(kind, node.attr, None)
-            if not isinstance(method, types.FunctionType) and hasattr(method, "__get__"):
-                return True  # a property, and so on
-            if isinstance(method, types.FunctionType) and method not in done:
-                done.add(method)
-                todo.append(method)
-    return False
-
-
-def _is_name(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name

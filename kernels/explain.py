@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ._launch import recording
 from .conv.dispatch import Choice, declined
+from .twins import TWINS
 
 
 class Launch(NamedTuple):
@@ -32,10 +33,14 @@ class Launch(NamedTuple):
 
 
 class Explanation(list[Launch]):
-    """Launches in order; printed, a paragraph for each."""
+    """Launches in order; printed, a paragraph for each, and then what layers are torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_torch: list[str] = []
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self))
+        return "\n".join([*map(str, self), *self.of_torch])
 
 
 def explain(function: Callable | nn.Module, *args: Any, **kwargs: Any) -> Explanation:
@@ -48,15 +53,21 @@ def explain(function: Callable | nn.Module, *args: Any, **kwargs: Any) -> Explan
 
         print(tritonconv.explain(tritonconv.conv2d, x, w, padding=1))
     """
+    launches = Explanation()
     if isinstance(function, nn.Module):
         function = copy.deepcopy(function)
+        launches.of_torch += [
+            f"{name or 'it'} is a {type(layer).__module__}.{type(layer).__name__}, which torch "
+            "computes; convert() makes it ours"
+            for name, layer in function.named_modules()
+            if type(layer) in TWINS
+        ]
     elif not hasattr(function, "__prepare_scriptable__"):
         raise TypeError(
             "explain: function must be an operator of tritonconv or a module, got "
             f"{function!r}; wrap it in a torch.nn.Module"
         )
     args, kwargs = tree_map(_copied, (args, kwargs))
-    launches = Explanation()
 
     def record(kernel, programs, constants, choice) -> None:
         launches.append(Launch(kernel.__name__, programs, constants, choice))

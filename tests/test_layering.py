@@ -65,7 +65,7 @@ def allowed(path: str) -> set[str]:
         return OPS
     return {
         "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"conv"},
-        "kernels/explain.py": {"_launch", "conv"},
+        "kernels/explain.py": {"_launch", "conv", "twins"},
         "kernels/tune.py": {"_ahead", "_common", "_launch", "_workers", "conv", "explain"},
         "kernels/batch_norm.py": OPERATOR | {"norm"},
         "kernels/conv2d.py": OPERATOR | {"_conv", "conv"},
@@ -75,10 +75,24 @@ def allowed(path: str) -> set[str]:
         "kernels/_chain.py": {"_common", "batch_norm", "conv", "conv2d", "norm"},
         "kernels/conv_bn_relu.py": {"_common", "_conv", "_chain", "batch_norm", "conv2d"},
         "kernels/fused.py": FUSED,
-        "kernels/_reading.py": {"fused", "modules"},
-        "kernels/_effects.py": {"_reading"},
-        "kernels/fuse.py": {"_effects", "_reading", "fused", "modules"},
-        "kernels/twins.py": {"fuse", "modules"},
+        "kernels/_others.py": {"batch_norm", "modules"},
+        "kernels/_source.py": {"fused"},
+        "kernels/_reading.py": {"_others", "_source", "fused", "modules"},
+        "kernels/_effects.py": {"_others", "_reading"},
+        "kernels/_groups.py": {"_effects", "_others", "_reading", "fused", "modules"},
+        "kernels/_stand_in.py": {"_effects", "_groups", "_others", "_reading", "fused"},
+        "kernels/_check.py": {"_stand_in"},
+        "kernels/fuse.py": {"_check", "_groups", "_reading", "_stand_in"},
+        "kernels/fold.py": {
+            "_groups",
+            "_others",
+            "_reading",
+            "_source",
+            "_stand_in",
+            "fuse",
+            "fused",
+        },
+        "kernels/twins.py": {"_others", "_stand_in", "modules"},
     }.get(path, OPERATOR)
 
 

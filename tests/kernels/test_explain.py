@@ -51,6 +51,15 @@ def test_explain_a_module_changes_nothing(device):
     assert torch.isfinite(block(x)).all()  # kernels run again
 
 
+def test_explain_tells_what_is_torchs(device):
+    x = torch.randn(1, 4, 8, 8, device=device)
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3), tritonconv.Conv2d(4, 4, 3)).to(device)
+    of_torch = "a torch.nn.modules.conv.Conv2d, which torch computes; convert() makes it ours"
+    assert str(explain(model, x)).endswith(f"\n0 is {of_torch}")
+    assert str(explain(model[0], x)) == f"it is {of_torch}"
+    assert explain(model[1], x).of_torch == []
+
+
 def test_explain_beside_other_threads(device):
     """Theirs run; only its own are recorded, in the backward too."""
     layer = tritonconv.Conv2d(4, 4, 3).to(device)

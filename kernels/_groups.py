@@ -1,0 +1,296 @@
+"""What in a container's graph can run as one: convolutions and what follows them.
+
+Found is a convolution with its batch norm and activation; a Piece is one block, found one after
+another, with the addition that ends them; a group is what one call of run_chain stands for.
+"""
+
+import ast
+import itertools
+import operator
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from . import modules
+from ._effects import Effects
+from ._others import BatchNormAct2d, Conv2dSame, FrozenBatchNorm2d, acts_as
+from ._reading import IN_PLACE
+from .fused import altered
+
+CONVOLUTIONS = (modules.Conv2d, modules.ConvTranspose2d, Conv2dSame)
+TORCHS = (nn.Conv2d, nn.ConvTranspose2d)
+NORMS = (modules.BatchNorm2d, BatchNormAct2d, FrozenBatchNorm2d)
+ACTIVATIONS = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    F.relu: "relu",
+    F.relu_: "relu",
+    F.relu6: "relu6",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    "relu": "relu",
+    "relu_": "relu",
+}
+ADDED_TO = (IN_PLACE[ast.Add], "add_")
+ADDITIONS = (operator.add, torch.add, "add", *ADDED_TO)
+
+
+class Found(NamedTuple):
+    """A convolution in a graph and what follows it, each the only user of the one before."""
+
+    nodes: tuple[fx.Node, ...]  # the convolution first; identities are among them
+    norm: fx.Node | None
+    activation: str
+
+    @property
+    def conv(self) -> fx.Node:
+        return self.nodes[0]
+
+    @property
+    def start(self) -> fx.Node:
+        return self.conv.args[0]
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing of its own follows the convolution: only an addition may make a group."""
+        return self.norm is None and self.activation == "none"
+
+    @property
+    def end(self) -> fx.Node:
+        return self.nodes[-1]
+
+
+class Piece(NamedTuple):
+    """One block in a graph: found one after another, and what is added to the last one's result."""
+
+    main: tuple[Found, ...]
+    shortcut: str = "none"
+    side: Found | None = None
+    tail: tuple[fx.Node, ...] = ()  # the addition and the activation behind it
+    activation: str = "none"
+
+    @property
+    def found(self) -> tuple[Found, ...]:
+        return self.main if self.side is None else (*self.main, self.side)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return [*(n for found in self.found for n in found.nodes), *self.tail]
+
+    @property
+    def start(self) -> fx.Node:
+        return self.main[0].start
+
+    @property
+    def end(self) -> fx.Node:
+        return self.tail[-1] if self.tail else self.main[-1].end
+
+    @property
+    def residual(self) -> fx.Node | None:
+        if self.shortcut != "given":
+            return None
+        return next(n for n in self.tail[0].args if n is not self.main[-1].end)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def layer_of(container: nn.Module, node: fx.Node | None) -> nn.Module | None:
+    """The layer that node calls with one tensor, if it does."""
+    if node is None or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    return container.get_submodule(node.target)
+
+
+def _activation(container: nn.Module, node: fx.Node | None) -> str | None:
+    if node is None or not set(node.kwargs) <= {"inplace"}:
+        return None
+    if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+        layer = layer_of(container, node)
+        return None if altered(layer, type(layer)) else ACTIVATIONS.get(type(layer))
+    called = node.op in ("call_function", "call_method") and len(node.args) <= 2
+    return ACTIVATIONS.get(node.target) if called else None
+
+
+def find(container: nn.Module, graph: fx.Graph) -> list[Found]:
+    """Every convolution with what normalises or rectifies it."""
+    found = []
+    for conv in graph.nodes:
+        if why_not(layer_of(container, conv)) is not None:
+            continue
+        nodes, norm = [conv], None
+        follows = _past_identities(container, nodes)
+        if _is_norm(layer_of(container, follows)):
+            norm = follows
+            nodes.append(norm)
+            follows = _past_identities(container, nodes)
+        activation = _activation(container, follows)
+        if activation is not None:
+            nodes.append(follows)
+            _past_identities(container, nodes)
+        found.append(Found(tuple(nodes), norm, activation or "none"))
+    return found
+
+
+def _past_identities(container: nn.Module, nodes: list[fx.Node]) -> fx.Node | None:
+    """The only user of the last of nodes, which identities before it are appended to."""
+    while (user := _only_user(nodes[-1])) is not None:
+        layer = layer_of(container, user)
+        if type(layer) is not nn.Identity or altered(layer, nn.Identity):
+            break
+        nodes.append(user)
+    return user
+
+
+def why_not(conv: nn.Module | None) -> str | None:
+    """Why conv is no convolution that can be fused, if it is none."""
+    kind = type(conv)
+    if acts_as(conv) not in CONVOLUTIONS:
+        remedy = "; convert() the model first" if kind in TORCHS else ""
+        return f"it is a {kind.__module__}.{kind.__name__}{remedy}"
+    if conv.padding_mode != "zeros":
+        return f"it pads with {conv.padding_mode}"
+    why = altered(conv, kind)
+    return None if why is None else f"it {why}"
+
+
+def _is_norm(module: nn.Module | None) -> bool:
+    return acts_as(module) in NORMS and altered(module, type(module)) is None
+
+
+def _runs(container: nn.Module, found: list[Found]) -> list[list[Found]]:
+    """What follows one another, as long as it lies in one container, or fills it."""
+    runs = []
+    by_end = {}
+    for this in found:
+        run = by_end.pop(this.start, None)
+        linked = run is not None and _only_user(this.start) is this.conv
+        alike = linked and (run[-1].norm is None) == (this.norm is None)
+        if alike and not run[-1].alone:
+            run.append(this)
+        else:
+            run = [this]
+            runs.append(run)
+        by_end[this.end] = run
+    return [part for run in runs for part in _split(container, run)]
+
+
+def _split(container: nn.Module, run: list[Found]) -> Iterator[list[Found]]:
+    convolutions = {found.conv.target for found in run}
+    part = run[:1]
+    for before, this in itertools.pairwise(run):
+        names = [n.target for f in (before, this) for n in (f.conv, f.norm) if n is not None]
+        owner = common_owner([name.rpartition(".")[0] for name in names])
+        siblings = all(name.rpartition(".")[0] == owner for name in names)
+        inside = {
+            f"{owner}.{name}".lstrip(".")
+            for name, module in container.get_submodule(owner).named_modules()
+            if isinstance(module, CONVOLUTIONS)
+        }
+        if siblings or inside <= convolutions:
+            part.append(this)
+        else:
+            yield part
+            part = [this]
+    yield part
+
+
+def common_owner(names: list[str]) -> str:
+    """The innermost of the containers that all of these lie in, themselves included."""
+    paths = [name.split(".") if name else [] for name in names]
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def _pieces(container: nn.Module, graph: fx.Graph, effects: Effects) -> list[Piece]:
+    """The blocks in a graph: runs, with the additions that end them."""
+    runs = []
+    for run in _runs(container, find(container, graph)):
+        whole = effects.movable(Piece(tuple(run)).nodes)
+        parts = [run] if whole else [[found] for found in run]
+        runs += [part for part in parts if whole or effects.movable(part[0].nodes)]
+    by_end = {run[-1].end: run for run in runs}
+    pieces = {id(run): Piece(tuple(run)) for run in runs}
+    for add in graph.nodes:
+        if add.target not in ADDITIONS or len(add.args) != 2 or add.kwargs:
+            continue
+        # those runs that the sum alone uses
+        ends = [
+            by_end[n]
+            for n in add.args
+            if n in by_end and by_end[n][-1].activation == "none" and _only_user(n) is add
+        ]
+        piece = _with_shortcut(container, add, sorted(ends, key=len, reverse=True))
+        if piece is None:
+            continue
+        act = _only_user(add)
+        activation = _activation(container, act)
+        tail = (add,) if activation is None else (add, act)
+        piece = piece._replace(tail=tail, activation=activation or "none")
+        if not effects.movable(piece.nodes):
+            continue
+        pieces[id(by_end[piece.main[-1].end])] = piece
+        if piece.side is not None:
+            del pieces[id(by_end[piece.side.end])]
+    return [kept for piece in pieces.values() if (kept := _worth(piece)).main]
+
+
+def _worth(piece: Piece) -> Piece:
+    """The piece without a convolution at its end that nothing follows."""
+    alone = not piece.tail and piece.main[-1].alone
+    return piece._replace(main=piece.main[:-1]) if alone else piece
+
+
+def _with_shortcut(container: nn.Module, add: fx.Node, ends: list[list[Found]]) -> Piece | None:
+    """The piece that the addition ends, one of these runs being its main part."""
+    if not ends:
+        return None
+    main, side = ends[0], ends[1] if len(ends) == 2 else None
+    other = next((n for n in add.args if n is not main[-1].end), None)
+    if not isinstance(other, fx.Node):
+        return None
+    alike = side is not None and (side[0].norm is None) == (main[0].norm is None)
+    if add.target in ADDED_TO and add.args[0] is other:
+        return None  # what it writes to may be read elsewhere
+    if alike and len(side) == 1 and side[0].start is main[0].start:
+        return Piece(tuple(main), "unit", side=side[0])
+    if other is main[0].start:
+        return Piece(tuple(main), "identity")
+    return Piece(tuple(main), "given")
+
+
+def find_groups(
+    container: nn.Module, graph: fx.Graph, effects: Effects, recompute: bool
+) -> list[list[Piece]]:
+    """Pieces by the call that stands for them: one each, or, with recompute, all in a row."""
+    groups = [[piece] for piece in _pieces(container, graph, effects)]
+    if not recompute:
+        return groups
+    by_end = {}
+    for group in list(groups):
+        (piece,) = group
+        before = by_end.get(piece.start)
+        if (
+            before is not None
+            and set(piece.start.users) <= set(piece.nodes)
+            and effects.movable([n for p in (*before, piece) for n in p.nodes])
+        ):
+            before.extend(group)
+            groups.remove(group)
+            group = before
+        if piece.shortcut in ("identity", "unit") and piece.main[0].norm is not None:
+            by_end[piece.end] = group
+    return groups
+
+
+def owner_of(group: list[Piece]) -> str:
+    """The path of the container whose forward, with what it calls, made the group."""
+    return common_owner([n.meta["owner"] for piece in group for n in piece.nodes])

@@ -1,0 +1,431 @@
+"""What other people's models are made of: each pattern fused, and equal to torch in float64."""
+
+import copy
+import io
+import math
+import pickle
+import types
+
+import pytest
+import torch
+import tritonconv
+from reference import Dispatched
+from torch import nn
+from torch.nn import functional as F
+from tritonconv import _others, as_torch, convert, fold, fuse
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's."""
+
+    def __init__(self, channels, act_layer=nn.ReLU):
+        super().__init__(channels)
+        self.drop = nn.Identity()
+        self.act = act_layer()
+
+    def forward(self, x):
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        running = self.running_mean, self.running_var
+        x = F.batch_norm(
+            x, *running, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+        return self.act(self.drop(x))
+
+
+class Conv2dSame(nn.Conv2d):
+    """As timm's."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options, padding=0)
+
+    def forward(self, x):
+        pads = []
+        for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True):
+            pad = max((math.ceil(n / s) - 1) * s + k - n, 0)
+            pads = [pad // 2, pad - pad // 2, *pads]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """As torchvision's."""
+
+    def __init__(self, channels, eps=1e-5):
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+            self.register_buffer(name, torch.full((channels,), float(value)))
+
+    def forward(self, x):
+        w, b, var, mean = (
+            t.reshape(1, -1, 1, 1)
+            for t in (self.weight, self.bias, self.running_var, self.running_mean)
+        )
+        scale = w * (var + self.eps).rsqrt()
+        return x * scale + (b - mean * scale)
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    """The layers here, as if they were those of the other libraries."""
+    for kind in (BatchNormAct2d, Conv2dSame, FrozenBatchNorm2d):
+        ours = getattr(_others, kind.__name__)
+        monkeypatch.setitem(_others.KNOWN, f"{kind.__module__}.{kind.__qualname__}", ours)
+
+
+class Depthwise(nn.Conv2d):
+    """Computes what Conv2d does."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 3, padding=1, groups=channels, bias=False)
+
+    def extra_repr(self):
+        return "depthwise"
+
+
+class Helped(nn.Module):
+    """As Hugging Face's MobileNet: a function pads, as sizes tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = types.SimpleNamespace(padded=True)
+        self.conv = nn.Conv2d(3, 4, 3, 2, bias=False)
+        self.bn, self.act = nn.BatchNorm2d(4), nn.ReLU6()
+
+    def forward(self, x):
+        if self.config.padded:
+            x = padded(x, self.conv)
+        return self.act(self.bn(self.conv(x)))
+
+
+def padded(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """For windows at all pixels."""
+    h, w = x.shape[-2:]
+    along_h, along_w = conv.kernel_size[0] - 1, conv.kernel_size[1] - 1
+    if h % conv.stride[0] == 0:
+        along_h = max(conv.kernel_size[0] - conv.stride[0], 0)
+    if w % conv.stride[1] == 0:
+        along_w = max(conv.kernel_size[1] - conv.stride[1], 0)
+    return nn.functional.pad(x, (0, along_w, 0, along_h), "constant", 0.0)
+
+
+class Optional(nn.Module):
+    """As timm's ConvNormAct: a child that may be missing, and identities all around."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        self.drop_block, self.act, self.drop_path = nn.Identity(), nn.ReLU(), nn.Identity()
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, f"expected images, got {x.ndim} axes")
+        y = self.act(self.drop_block(self.bn(self.conv(x))))
+        aa = getattr(self, "aa", None)
+        if aa is not None:
+            y = aa(y)
+        return F.relu(self.drop_path(self.bn(self.conv(y))) + x)
+
+
+class Plain(nn.Module):
+    """Convolutions without batch norm, and an addition."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.drop = nn.Identity()
+
+    def forward(self, x):
+        return self.drop(self.conv2(F.relu(self.conv1(x)))) + x
+
+
+def conv(c_in=3, c_out=4):
+    return nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+
+
+# a model, and its operators in training and in evaluation
+PATTERNS = {
+    "batch norm and ReLU in one": (
+        lambda: nn.Sequential(conv(), BatchNormAct2d(4), conv(4), BatchNormAct2d(4)),
+        ["conv2d_stats", "batch_norm"] * 2,
+        ["conv2d_fused"] * 2,
+    ),
+    "batch norm and SiLU in one": (
+        lambda: nn.Sequential(conv(), BatchNormAct2d(4, nn.SiLU)),
+        ["conv2d_stats", "batch_norm"],
+        ["conv2d_fused"],
+    ),
+    "batch norm and ReLU in one, alone": (
+        lambda: nn.Sequential(BatchNormAct2d(3, nn.ReLU6), conv(), BatchNormAct2d(4, nn.Identity)),
+        ["batch_norm_stats", "batch_norm", "conv2d_stats", "batch_norm"],
+        ["batch_norm", "conv2d_fused"],
+    ),
+    "same padding": (
+        lambda: nn.Sequential(Conv2dSame(3, 4, 3, stride=2), BatchNormAct2d(4), Conv2dSame(4, 4, 2)),
+        ["conv2d_stats", "batch_norm", "conv2d"],
+        ["conv2d_fused", "conv2d"],
+    ),
+    "frozen batch norm": (
+        lambda: nn.Sequential(conv(), FrozenBatchNorm2d(4), nn.ReLU(), FrozenBatchNorm2d(4)),
+        ["conv2d_fused", "batch_norm"],
+        ["conv2d_fused", "batch_norm"],
+    ),
+    "subclass": (
+        lambda: nn.Sequential(Depthwise(3), nn.BatchNorm2d(3), nn.ReLU()),
+        ["conv2d_stats", "batch_norm"],
+        ["conv2d_fused"],
+    ),
+    "helper": (Helped, ["conv2d_stats", "batch_norm"], ["conv2d_fused"]),
+    "identities": (Optional, ["conv2d_stats", "batch_norm"] * 2, ["conv2d_fused"] * 2),
+    "addition": (Plain, ["conv2d_fused"] * 2, ["conv2d_fused"] * 2),
+}  # fmt: skip
+
+
+def made(name: str) -> nn.Module:
+    """The pattern in float64, its buffers not those of an identity."""
+    model = PATTERNS[name][0]().double()
+    for module in model.modules():
+        if hasattr(module, "running_var"):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+def images(n: int = 7) -> torch.Tensor:
+    return torch.randn(2, 3, n, n, dtype=torch.float64)
+
+
+def results(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.square().sum().backward()
+    gradients = [p.grad for p in model.parameters()]
+    return [t.detach().cpu() for t in (y, x.grad, *gradients, *model.buffers())]
+
+
+def launched(model: nn.Module, x: torch.Tensor) -> list[str]:
+    model = copy.deepcopy(model)
+    with Dispatched() as dispatched, torch.no_grad():
+        model(x)
+    return dispatched.ours
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_pattern_is_fused_and_equals_torch(name, training, device):
+    model = made(name).train(training)
+    fused = fuse(convert(model)).to(device)
+    expected = PATTERNS[name][1 if training else 2]
+    assert launched(fused, images().to(device)) == expected
+    for n in (7, 8):
+        x = images(n)
+        pairs = zip(results(fused, x.to(device)), results(model, x), strict=True)
+        for actual, right in pairs:
+            torch.testing.assert_close(actual, right, rtol=1e-9, atol=1e-9)
+        model.zero_grad()
+        fused.zero_grad()
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_pattern_converts_and_back_and_is_pickled(name, device):
+    model, x = made(name).eval(), images()
+    ours = convert(model)
+    with torch.no_grad():
+        right = model(x)
+        for copied in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            torch.testing.assert_close(copied.to(device)(x.to(device)).cpu(), right)
+            assert [type(m) for m in copied.modules()] == [type(m) for m in ours.modules()]
+    back = as_torch(fuse(ours))
+    assert [type(m) for m in back.modules()] == [type(m) for m in model.modules()]
+    assert all(isinstance(a, type(b)) for a, b in zip(ours.modules(), model.modules(), strict=True))
+    assert repr(ours) == repr(model)
+
+
+@pytest.mark.parametrize("name", [name for name in PATTERNS if name != "addition"])
+def test_pattern_folds(name, device):
+    model, x, lines = made(name).eval(), images(), []
+    folded = fold(convert(model), report=lines.append)
+    if name == "identities":  # whose convolution is called twice
+        assert lines == ["bn: left, for conv is used more than once"]
+        return
+    assert any("folded into" in line for line in lines)
+    with torch.no_grad():
+        for m in (folded, fuse(folded)):
+            torch.testing.assert_close(m.to(device)(x.to(device)).cpu(), model(x))
+    left = [m for m in folded.modules() if "BatchNorm" in type(m).__name__]
+    assert len(left) == (
+        1 if name in ("batch norm and ReLU in one, alone", "frozen batch norm") else 0
+    )
+
+
+@pytest.mark.parametrize("child", ["1", "1.drop", "1.act"])
+def test_hooks_within_a_batch_norm_with_activation(child, device):
+    model = convert(made("batch norm and ReLU in one"))
+    fused, x = fuse(model).to(device), images().to(device)
+    for m in (model.to(device), fused):
+        m.get_submodule(child).register_forward_hook(lambda module, args, y: y * 2)
+    with pytest.warns(UserWarning, match=rf"Sequential runs unfused: {child} has hooks"):
+        y = fused(x)
+    torch.testing.assert_close(y, model(x))
+    lines = []
+    again = fuse(model, report=lines.append)  # the rest is fused, and nothing warns
+    torch.testing.assert_close(again(x), model(x))
+    assert "model: 2, 3, 3.drop, 3.act fused" in lines
+
+
+def test_subclass_that_computes_something_else_is_kept():
+    class Scaled(nn.Conv2d):
+        def _conv_forward(self, x, w, b):
+            return super()._conv_forward(x, w * 2, b)
+
+    class Property(nn.Conv2d):
+        scale = property(lambda self: 2)
+
+    class Mixed(nn.Conv2d, type("Mixin", (), {"forward": lambda self, x: x})):  # is not first
+        pass
+
+    model = nn.Sequential(Scaled(3, 3, 1), Property(3, 3, 1), Mixed(3, 3, 1), nn.Conv2d(3, 3, 1))
+    ours = convert(model)
+    assert [type(layer) for layer in ours[:2]] == [Scaled, Property]
+    assert [isinstance(layer, tritonconv.Conv2d) for layer in ours] == [False, False, True, True]
+    assert isinstance(ours[2], Mixed)
+
+
+def test_converted_layer_of_another_library_is_saved(device):
+    model, file = convert(made("same padding")).eval(), io.BytesIO()
+    torch.save(fuse(model), file)
+    file.seek(0)
+    x = images().to(device)
+    loaded = torch.load(file, weights_only=False).to(device)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model.to(device)(x))
+    assert launched(loaded, x) == PATTERNS["same padding"][2]
+
+
+class Unhelpful:
+    """Functions around a convolution that are not called as a whole."""
+
+    def writes(self, x):
+        x[0] = 0
+        return x if x.shape[0] > 1 else x + 1
+
+    def writes_in_place(self, x):
+        return x.add_(1) if x.shape[0] > 1 else x
+
+    def takes_out(self, x):
+        return torch.add(x, 1, out=x) if x.shape[0] > 1 else x
+
+    def prints(self, x):
+        return print(x) if x.shape[0] > 1 else x
+
+    def calls_the_module(self, x):
+        return self(x) if x.shape[0] > 1 else x
+
+    def reads_the_weight(self, x):
+        return x * self.weight.sum() if x.shape[0] > 1 else x
+
+    def reads_a_global(self, x):
+        return x * COUNT if x.shape[0] > 1 else x
+
+
+COUNT = [1]
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Unhelpful) if name[0] != "_"])
+def test_helper_that_does_more_is_not_understood(name):
+    helper = vars(Unhelpful)[name]
+
+    class Own(Helped):
+        def forward(self, x):
+            return self.act(self.bn(self.conv(helper(self.conv, x))))
+
+    lines = []
+    assert type(fuse(convert(Own()), report=lines.append)) is Own
+    (line,) = lines
+    assert line.startswith("conv: kept, for ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m.config, "padded", False),
+        lambda m: setattr(m, "config", types.SimpleNamespace(padded=())),
+    ],
+    ids=["value", "object"],
+)
+def test_what_was_read_of_a_configuration_is_looked_at_again(change, device):
+    fused, x = fuse(convert(made("helper"))).to(device), images().to(device)
+    fused(x)
+    change(fused)
+    with pytest.warns(UserWarning, match="Helped runs unfused: it has another config.padded"):
+        assert fused(x).shape == (2, 4, 3, 3)
+
+
+def test_child_that_was_missing_is_called_when_it_comes(device):
+    fused, x = fuse(convert(made("identities"))).to(device).eval(), images().to(device)
+    before = fused(x)
+    fused.aa = nn.Tanh()
+    with pytest.warns(UserWarning, match="Optional runs unfused: it has another aa"):
+        assert not torch.equal(fused(x), before)
+
+
+class Tests:
+    """Forwards that depend on what is not looked at again."""
+
+    def a_configuration(self, x):
+        """branches on a SimpleNamespace"""
+        return self.act(self.bn(self.conv(x))) if self.config is not None else x
+
+    def what_configurations_hold(self, x):
+        """reads sizes of a SimpleNamespace"""
+        return self.act(self.bn(self.conv(x))) * self.config.sizes[0]
+
+    def an_attribute_that_is_made(self, x):
+        """looks an attribute up in its own way"""
+        return self.act(self.bn(self.conv(x))) * getattr(self, "scale", 1)
+
+    def an_attribute_that_is_missing(self, x):
+        """reads missing, which there is not"""
+        return self.act(self.bn(self.conv(x))) * getattr(self, "missing")  # noqa: B009
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Tests) if name[0] != "_"])
+def test_attributes_that_cannot_be_looked_at_again(name):
+    forward = vars(Tests)[name]
+    members = {"forward": forward}
+    if "made" in name:
+        members["__getattr__"] = lambda self, n: (
+            2 if n == "scale" else nn.Module.__getattr__(self, n)
+        )
+    kind = type("Own", (Helped,), members)
+    model, lines = kind(), []
+    model.config.sizes = [2]
+    assert type(fuse(convert(model), report=lines.append)) is kind
+    assert forward.__doc__ in lines[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # dynamo's own
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_patterns_compile_whole(training, device):
+    torch._dynamo.reset()
+    model = nn.Sequential(BatchNormAct2d(3), Conv2dSame(3, 4, 3, stride=2), BatchNormAct2d(4))
+    fused = fuse(convert(model.double().train(training))).to(device)
+    compiled = torch.compile(copy.deepcopy(fused), fullgraph=True, backend="aot_eager")
+    x = images().to(device)
+    for actual, right in zip(results(compiled, x), results(fused, x), strict=True):
+        torch.testing.assert_close(actual, right)
+
+
+def test_report_tells_where_a_group_is_fused():
+    class Modes(Plain):
+        def forward(self, x):
+            y = self.conv1(x)
+            return self.conv2(F.relu(y)) if self.training else F.relu(self.conv2(y))
+
+    lines = []
+    fuse(convert(Modes()), report=lines.append)
+    assert lines == [
+        "model: conv1, relu fused where no gradient is wanted in training",
+        "model: conv2, relu fused where no gradient is wanted in evaluation",
+    ]
