@@ -8,11 +8,12 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import _interpreter
 
@@ -65,9 +66,131 @@ def start(
 
 
 def _run_on_gpu(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict) -> None:
+    """kernel[(programs,)](*args, **meta); what was launched before starts as it was compiled then.
+
+    Triton's own way there costs more than all else: it binds the arguments, prints the options to
+    search for what it compiled, and asks the driver about each pointer.
+    """
+    index = outs[0].get_device()
+    stream = stream_of(index)
+    found = None if stream is None or kernel.pre_run_hooks else _told_apart(args, index)
+    if found is None:
+        _run_by_triton(kernel, programs, args, outs, meta)
+        return
+    kinds, values = found
+    key = (
+        id(kernel), programs, index, *kinds, *meta,
+        *(v if v.__class__ in BY_VALUE else id(v) for v in meta.values()),
+    )  # fmt: skip
+    prepared = _prepared.get(key)
+    if prepared is None:
+        if len(_prepared) >= MOST_PREPARED:
+            _prepared.clear()
+        compiled = _run_by_triton(kernel, programs, args, outs, meta)
+        if compiled is not None:  # as a hook of Triton's compiler may have it
+            _prepared[key] = Prepared.of(compiled, kernel, args, meta)
+    elif prepared.run is None:
+        _run_by_triton(kernel, programs, args, outs, meta)
+    else:
+        run, function, metadata, constants, _ = prepared
+        run(programs, 1, 1, stream, function, metadata, None, None, None, *values, *constants)
+
+
+def _run_by_triton(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict):
+    """The compiled kernel, which it launched."""
     device_capability(outs[0].device)
     with torch.cuda.device_of(outs[0]):  # Triton launches on the current device
-        kernel[(programs,)](*args, **meta, **COMPILED)
+        return kernel[(programs,)](*args, **meta, **COMPILED)
+
+
+def stream_of(index: int) -> int | None:
+    """The current stream of GPU `index`; None where a launch needs more than to be started.
+
+    That is where another GPU is current, or where somebody hooks, debugs or instruments launches.
+    """
+    if index < 0:
+        return None
+    driver = triton.runtime.driver.active
+    if index != driver.get_current_device():
+        return None
+    runtime, compilation = triton.knobs.runtime, triton.knobs.compilation
+    hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
+    if any(getattr(hook, "calls", hook) for hook in hooks):  # a chain of hooks, or one in its place
+        return None
+    if runtime.debug or runtime.add_stages_inspection_hook or compilation.instrumentation_mode:
+        return None
+    return driver.get_current_stream(index)
+
+
+MOST_PREPARED = 4096  # launches: a ResNet-50's training step makes 200 different ones
+ALIGNED = 16  # bytes
+BY_VALUE = {int, float, bool, str, type(None)}  # told apart so, all else by identity
+
+
+class Prepared(NamedTuple):
+    """What CompiledKernel.run takes, but for the grid, the stream and the arguments of a call.
+
+    Its order is the same in triton 3.6 to 3.9, and torch's Inductor relies on it, too.
+    """
+
+    run: Callable | None  # None where each launch needs memory, or a grid of another kind
+    function: Any
+    metadata: Any
+    constants: tuple  # what follows the arguments, in the kernel's order
+    held: tuple  # what was told apart by identity stays alive
+
+    @classmethod
+    def of(cls, compiled, kernel, args: tuple, meta: dict) -> "Prepared":
+        given = tuple(a for a in args if not isinstance(a, Tensor | TensorDescriptor))
+        held = kernel, given, meta
+        if any(getattr(compiled.metadata, name, False) for name in SPECIAL):
+            return cls(None, None, None, (), held)
+        parameters = kernel.signature.parameters
+        constants = tuple(
+            meta[name] if name in meta else parameters[name].default
+            for name in kernel.arg_names[len(args) :]
+        )
+        return cls(compiled.run, compiled.function, compiled.packed_metadata, constants, held)
+
+
+SPECIAL = (
+    "global_scratch_size",
+    "profile_scratch_size",
+    "launch_cooperative_grid",
+    "launch_pdl",
+)
+_prepared: dict[tuple, Prepared] = {}
+
+
+def _told_apart(args: tuple, index: int) -> tuple[list, list] | None:
+    """All that Triton compiles a kernel for, and the arguments themselves, pointers as integers.
+
+    None where a tensor is not on GPU `index`, whose pointers Triton checks one by one.
+    """
+    kinds, values, pointers = [], [], 0
+    for a in args:
+        if isinstance(a, Tensor):
+            if a.get_device() != index:
+                return None
+            pointer = a.data_ptr()
+            pointers |= pointer
+            kinds.append(a.dtype)
+            values.append(pointer)
+            continue
+        values.append(a)
+        if a.__class__ in BY_VALUE:
+            kinds += a.__class__, a
+        elif a.__class__ is TensorDescriptor:
+            if a.base.get_device() != index or a.base.data_ptr() % ALIGNED:
+                return None
+            kinds += a.base.dtype, a.padding, *a.shape, *a.strides, *a.block_shape
+        else:
+            kinds.append(id(a))
+    if pointers % ALIGNED:  # Triton compiles for which of them are
+        kinds += (
+            v % ALIGNED == 0 for a, v in zip(args, values, strict=True) if isinstance(a, Tensor)
+        )
+    return kinds, values
 
 
 def device_capability(device: torch.device) -> tuple[int, int]:
