@@ -28,6 +28,7 @@ COMPILED = {"enable_fp_fusion": True}
 
 # of one context each: what other threads launch runs
 _record: ContextVar[Callable | None] = ContextVar("_record", default=None)
+_watch: ContextVar[Callable | None] = ContextVar("_watch", default=None)
 
 
 @contextlib.contextmanager
@@ -49,6 +50,20 @@ def recording(record: Callable) -> contextlib.AbstractContextManager:
     return within(_record, record)
 
 
+@contextlib.contextmanager
+def watching(watch: Callable) -> Iterator[None]:
+    """Calls watch(kernel, programs, args, outs, meta, choice), which is to run it, for a launch."""
+    before = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(before)
+
+
+def watched() -> bool:
+    return _watch.get() is not None
+
+
 def launch(kernel, programs: int, *args, out: Tensor | tuple[Tensor, ...], **meta) -> None:
     """Runs `programs` programs of kernel; out names the tensors in args that it writes."""
     start(kernel, programs, args, out if isinstance(out, tuple) else (out,), meta)
@@ -61,8 +76,20 @@ def start(
     if programs > 0:
         if record := _record.get():
             record(kernel, programs, meta, choice)
+        elif watch := _watch.get():
+            watch(kernel, programs, args, outs, meta, choice)
         else:
             _run(kernel, programs, args, outs, meta)
+
+
+def run(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict) -> None:
+    """Past who records and watches."""
+    _run(kernel, programs, args, outs, meta)
+
+
+def recorded() -> bool:
+    """Whether launches of this context are recorded instead of run."""
+    return _record.get() is not None
 
 
 def _run_on_gpu(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict) -> None:
@@ -71,17 +98,12 @@ def _run_on_gpu(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], me
     Triton's own way there costs more than all else: it binds the arguments, prints the options to
     search for what it compiled, and asks the driver about each pointer.
     """
-    index = outs[0].get_device()
-    stream = stream_of(index)
-    found = None if stream is None or kernel.pre_run_hooks else _told_apart(args, index)
+    stream = stream_of(outs[0].get_device())
+    found = None if stream is None else _told_apart(kernel, programs, args, outs, meta)
     if found is None:
         _run_by_triton(kernel, programs, args, outs, meta)
         return
-    kinds, values = found
-    key = (
-        id(kernel), programs, index, *kinds, *meta,
-        *(v if v.__class__ in BY_VALUE else id(v) for v in meta.values()),
-    )  # fmt: skip
+    key, values = found
     prepared = _prepared.get(key)
     if prepared is None:
         if len(_prepared) >= MOST_PREPARED:
@@ -94,6 +116,14 @@ def _run_on_gpu(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], me
     else:
         run, function, metadata, constants, _ = prepared
         run(programs, 1, 1, stream, function, metadata, None, None, None, *values, *constants)
+
+
+def find_prepared(
+    kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict
+) -> "Prepared | None":
+    """What a launch that ran left prepared, if anything."""
+    found = _told_apart(kernel, programs, args, outs, meta)
+    return None if found is None else _prepared.get(found[0])
 
 
 def _run_by_triton(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict):
@@ -162,35 +192,42 @@ SPECIAL = (
 _prepared: dict[tuple, Prepared] = {}
 
 
-def _told_apart(args: tuple, index: int) -> tuple[list, list] | None:
+def _told_apart(
+    kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict
+) -> tuple[tuple, list] | None:
     """All that Triton compiles a kernel for, and the arguments themselves, pointers as integers.
 
-    None where a tensor is not on GPU `index`, whose pointers Triton checks one by one.
+    None where a tensor is not on the first result's GPU, whose pointers Triton checks one by one,
+    or where somebody hooks the kernel.
     """
-    kinds, values, pointers = [], [], 0
+    if kernel.pre_run_hooks:
+        return None
+    index = outs[0].get_device()
+    key, values, pointers = [id(kernel), programs, index], [], 0
     for a in args:
         if isinstance(a, Tensor):
             if a.get_device() != index:
                 return None
             pointer = a.data_ptr()
             pointers |= pointer
-            kinds.append(a.dtype)
+            key.append(a.dtype)
             values.append(pointer)
             continue
         values.append(a)
         if a.__class__ in BY_VALUE:
-            kinds += a.__class__, a
+            key += a.__class__, a
         elif a.__class__ is TensorDescriptor:
             if a.base.get_device() != index or a.base.data_ptr() % ALIGNED:
                 return None
-            kinds += a.base.dtype, a.padding, *a.shape, *a.strides, *a.block_shape
+            key += a.base.dtype, a.padding, *a.shape, *a.strides, *a.block_shape
         else:
-            kinds.append(id(a))
+            key.append(id(a))
     if pointers % ALIGNED:  # Triton compiles for which of them are
-        kinds += (
-            v % ALIGNED == 0 for a, v in zip(args, values, strict=True) if isinstance(a, Tensor)
-        )
-    return kinds, values
+        given = zip(args, values, strict=True)
+        key += (v % ALIGNED == 0 for a, v in given if isinstance(a, Tensor))
+    key += meta
+    key += (v if v.__class__ in BY_VALUE else id(v) for v in meta.values())
+    return tuple(key), values
 
 
 def device_capability(device: torch.device) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from triton.runtime.errors import OutOfResources
 
 from ._common import empty_nhwc
 from .conv import tuned
-from .conv.dispatch import FAMILIES, chosen, convolve, force_family, reduce
+from .conv.dispatch import FAMILIES, convolve, force_family, forget, reduce
 from .conv.epilogue import Epilogue
 from .conv.problem import Problem
 from .conv.tuned import Tuned
@@ -96,7 +96,7 @@ def tune(
             gain = times[first] / times[winner]
             tuned.add(p.gpu, {key: winner})
             progress.write(f"{key}: {winner.family} {winner.config}, {gain:.2f}x", sys.stdout)
-    chosen.cache_clear()
+    forget()
     return found
 
 

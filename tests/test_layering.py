@@ -11,6 +11,7 @@ LAYERS = {
     "kernels/_interpreter.py": set(),
     "kernels/_launch.py": {"_interpreter"},
     "kernels/_common.py": {"_launch"},
+    "kernels/_plan.py": {"_common", "_launch"},
     "kernels/_pool.py": {"_common"},
     "kernels/_split.py": {"_common", "_launch"},
     "kernels/_conv.py": {"_common", "conv"},
@@ -41,7 +42,7 @@ FAMILY = {"_common", "_launch", "_split", "norm", "conv"} | {
 }
 OPS = FAMILY | {"dispatch"}
 # what runs modules as a chain of fused operators
-FUSED = {"_chain", "_common", "_conv", "_split", "batch_norm", "conv_bn_relu"} | {
+FUSED = {"_chain", "_common", "_conv", "_plan", "_split", "batch_norm", "conv_bn_relu"} | {
     "conv_transpose2d",
     "modules",
 }
@@ -69,8 +70,8 @@ def allowed(path: str) -> set[str]:
         "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},
         "kernels/conv1d.py": {"_common", "conv2d", "conv_transpose2d"},
         "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"_common"},
-        "kernels/_chain.py": {"_common", "batch_norm", "conv", "conv2d", "norm"},
-        "kernels/conv_bn_relu.py": {"_common", "_conv", "_chain", "batch_norm", "conv2d"},
+        "kernels/_chain.py": {"_common", "_plan", "batch_norm", "conv", "conv2d", "norm"},
+        "kernels/conv_bn_relu.py": {"_common", "_conv", "_chain", "_plan", "batch_norm", "conv2d"},
         "kernels/fused.py": FUSED,
         "kernels/_reading.py": {"fused", "modules"},
         "kernels/_effects.py": {"_reading"},

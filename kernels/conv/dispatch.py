@@ -142,6 +142,21 @@ def chosen(
     return choose(problem(work, x, w, y or g.y_shape(x, w), g, dtype, precision, device))
 
 
+def forget() -> None:
+    """Chooses anew, for all contexts."""
+    global generation
+    generation += 1
+    chosen.cache_clear()
+
+
+generation = 0  # of choices
+
+
+def depends_on(x: Tensor) -> tuple:
+    """All that chosen() depends on beside tensors' sizes and dtypes."""
+    return generation, _forced.get(), input_precision(x)
+
+
 def declined(p: Problem) -> dict[str, str]:
     """The families that do not serve p, and why."""
     reasons = {family.name: family.declines(p) for family in FAMILIES[p.work]}
@@ -186,16 +201,17 @@ def reduce(
     w_shape: Sequence[int],
     memory_format: torch.memory_format,
     geometry: Sequence[int],
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """wgrad."""
+    """wgrad, in dtype or x's."""
     if dy.numel() == 0 or x.numel() == 0:
-        return x.new_zeros(w_shape).contiguous(memory_format=memory_format)
+        return x.new_zeros(w_shape, dtype=dtype).contiguous(memory_format=memory_format)
     choice = chosen(
         "wgrad", x.shape, tuple(w_shape), dy.shape, tuple(geometry), x.dtype, input_precision(x),
         x.device, _forced.get(),
     )  # fmt: skip
     call = choice.call
-    dw = empty_nhwc(w_shape, x, memory_format)
+    dw = empty_nhwc(w_shape, x, memory_format, dtype)
     partial = _split.partial_sums(call.parts, dw)
     args = *call.operands(nhwc(dy), nhwc(x)), partial, *call.sizes
     start(call.kernel, call.programs, args, (partial,), call.constants, choice)
