@@ -25,7 +25,8 @@ from ._plan import Remembered, plannable, planned, signature
 from .batch_norm import NO_RESIDUAL, batch_norm
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad, conv2d_dgrad_fused, conv2d_dgrad_stats
-from .conv.dispatch import depends_on
+from .conv.dispatch import convolve, depends_on
+from .conv.epilogue import Epilogue
 from .conv.forward import conv2d_forward, conv2d_fused, conv2d_stats
 from .conv.geometry import Formats, Geometry
 from .conv.wgrad import conv2d_wgrad
@@ -39,6 +40,7 @@ from .norm.backward import (
     batch_norm_sums_and_y,
 )
 from .norm.normalise import batch_norm as normalise
+from .norm.stats import Running
 
 INSIDE = torch.channels_last  # the memory format of everything between a chain's input and output
 NO_NORM = (None, None, None, None)  # mean, variance, scale and shift
@@ -126,26 +128,47 @@ class Chain:
         values: Sequence[int],  # a channel's, where a unit normalises with the batch's statistics
         recompute: bool = False,
         remembered: bool = False,
+        momenta: Sequence[float | None] = (),  # of the same, for what is running
     ) -> None:
         self.blocks, self.values, self.recompute = blocks, values, recompute
+        self.momenta = momenta
         self.units = [unit for block in blocks for unit in block.units]
         self.of_batch = any(unit.of_batch for unit in self.units)
         self.plans = Remembered(MOST_PLANS) if remembered else None
 
     def run(
-        self, name: str, x: Tensor, residual: Tensor | None, tensors: Sequence[Tensors]
+        self,
+        name: str,
+        x: Tensor,
+        residual: Tensor | None,
+        tensors: Sequence[Tensors],
+        running: Sequence[Tensor | None] = (),
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The last block's output, and [mean, var] of each unit that normalises with the batch's.
+
+        running: of each of these what it moves, mean, variance and number of batches; or nothing.
 
         Convolutions' tensors may have another dtype than x: it is x's that they are used in.  Where
         nothing needs a gradient and all statistics are given, each convolution is one kernel.
         """
         flat = [t for unit in tensors for t in unit]
         if self.of_batch or needs_gradient(x, residual, *flat):
-            y, *stats = apply(name, ChainFunction, self, x, residual, *flat)
+            y, *stats = apply(name, ChainFunction, self, running, x, residual, *flat)
+            moved = [t for t in running if t is not None]
+            if moved:  # by kernels, unknown to autograd
+                torch.autograd.graph.increment_version(moved)
             return y, tuple(stats)
         (y,) = self.passed("infer", functools.partial(_infer, self), x, residual, *flat)
         return y, ()
+
+    def running(self, moved: Sequence[Tensor | None]) -> list[Running | None]:
+        """Of each unit what it moves, if anything."""
+        left = iter(_threes(moved))
+        momenta = iter(self.momenta)
+        return [
+            Running(*next(left), next(momenta)) if moved and unit.of_batch else None
+            for unit in self.units
+        ]
 
     def passed(self, key: Any, function: Callable, *tensors: Tensor | None) -> tuple:
         """function(*tensors), by its plan if there is one under this key."""
@@ -224,13 +247,19 @@ def _fused(unit: Unit, x: Tensor, t: Tensors, residual: Tensor | None, memory_fo
     return conv2d_dgrad_fused(x, t.w, *end, shape, memory_format, unit.geometry.flat)
 
 
-def _convolve(unit: Unit, x: Tensor, t: Tensors) -> tuple[Tensor, Tensor | None]:
-    """The convolution and, where they are to be the batch's, its statistics."""
+def _convolve(
+    unit: Unit, x: Tensor, t: Tensors, running: Running | None
+) -> tuple[Tensor, Tensor | None]:
+    """The convolution and, where they are to be the batch's, its statistics, which move running."""
+    shape = x.shape if unit.size is None else unit.y_shape(x.shape, t.w.shape)
+    if running is not None:  # past the ops, which have no part in what is running
+        work = "forward" if unit.size is None else "dgrad"
+        end = Epilogue(t.bias)
+        return convolve(work, x, t.w, shape, end, True, INSIDE, unit.geometry.flat, running)
     if unit.size is None:
         if unit.of_batch:
             return conv2d_stats(x, t.w, t.bias, INSIDE, unit.geometry.flat)
         return conv2d_forward(x, t.w, t.bias, INSIDE, unit.geometry.flat), None
-    shape = unit.y_shape(x.shape, t.w.shape)
     if unit.of_batch:
         return conv2d_dgrad_stats(x, t.w, t.bias, shape, INSIDE, unit.geometry.flat)
     return conv2d_dgrad(x, t.w, t.bias, shape, INSIDE, unit.geometry.flat), None
@@ -254,16 +283,20 @@ def _w_gradient(kept: Kept, dc: Tensor, x: Tensor) -> Tensor:
 
 
 def _forward(
-    block: Block, x: Tensor, residual: Tensor | None, tensors: list[Tensors]
+    block: Block,
+    x: Tensor,
+    residual: Tensor | None,
+    tensors: list[Tensors],
+    running: list[Running | None],
 ) -> tuple[Tensor, list[Kept]]:
     z, kept = x, []
-    for unit, t in zip(main_units(block), tensors, strict=False):
+    for unit, t, r in zip(main_units(block), tensors, running, strict=False):
         if kept:
             z = kept[-1].z()
-        kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, z, t)))
+        kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, z, t, r)))
     if block.shortcut == "unit":
         unit, t = block.units[-1], tensors[-1]
-        kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, x, t)))
+        kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, x, t, running[-1])))
     return _output(block, kept, x, residual), kept
 
 
@@ -421,6 +454,10 @@ def rectified(y: Tensor, activation: str) -> Tensor:
     return F.relu6(y) if activation == "relu6" else y
 
 
+def _threes(flat: Sequence) -> list[Sequence]:
+    return [flat[i : i + 3] for i in range(0, len(flat), 3)]
+
+
 def _tensors(flat: Sequence) -> list[Tensors]:
     """What there is six of for each unit, by unit."""
     width = len(Tensors._fields)
@@ -458,10 +495,9 @@ def _outputs(parts: list, x: Tensor) -> list[Tensor]:
 
 class ChainFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, chain, x, residual, *flat):
-        y, *kept = chain.passed(
-            "forward", functools.partial(_forward_pass, chain), x, residual, *flat
-        )
+    def forward(ctx, chain, running, x, residual, *flat):
+        function = functools.partial(_forward_pass, chain, len(running))
+        y, *kept = chain.passed("forward", function, *running, x, residual, *flat)
         ctx.chain = chain
         ctx.residual_format = None if residual is None else layout(residual)
         ctx.save_for_backward(x, *flat, *kept)
@@ -474,25 +510,30 @@ class ChainFunction(torch.autograd.Function):
     def backward(ctx, dy, *_):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        chain, needs = ctx.chain, tuple(ctx.needs_input_grad[1:])
+        chain, needs = ctx.chain, tuple(ctx.needs_input_grad[2:])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return None, *_differentiable(chain, needs, dy, *ctx.saved_tensors)
+            return None, None, *_differentiable(chain, needs, dy, *ctx.saved_tensors)
         function = functools.partial(_backward_pass, chain, needs, ctx.residual_format)
         tensors = dy, *ctx.saved_tensors
         key = None if chain.plans is None else signature(tensors)
         if key is not None:
             key = needs, *key, *depends_on(dy)
-        return None, *chain.passed(key, function, *tensors)
+        return None, None, *chain.passed(key, function, *tensors)
 
 
 KEPT = ("stats", "c", "w", "bias")  # of each unit; w and bias where they had to be cast
 
 
-def _forward_pass(chain: Chain, x: Tensor, residual: Tensor | None, *flat: Tensor | None) -> tuple:
-    """The output; of each unit what KEPT names; and the blocks' outputs that the backward reads."""
+def _forward_pass(chain: Chain, moved: int, *tensors: Tensor | None) -> tuple:
+    """The output; of each unit what KEPT names; and the blocks' outputs that the backward reads.
+
+    The tensors: so many that are running, the input, the residual, and the units'.
+    """
+    running, (x, residual, *flat) = chain.running(tensors[:moved]), tensors[moved:]
     y, kept, outputs, given = x, [], [], _tensors(flat)
-    for block, tensors in _by_block(chain.blocks, _cast(given, x)):
-        y, of_block = _forward(block, y, residual, tensors)
+    running = [of for _, of in _by_block(chain.blocks, running)]
+    for (block, of), r in zip(_by_block(chain.blocks, _cast(given, x)), running, strict=True):
+        y, of_block = _forward(block, y, residual, of, r)
         kept += of_block
         outputs.append(y)
     kept = [

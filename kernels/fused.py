@@ -58,29 +58,32 @@ def run_chain(
     *modules: nn.Module,
 ) -> Tensor:
     """What the modules give for x: the blocks one after another."""
-    given, (x,) = x, autocast(x)
-    if blocks[0].shortcut == "identity" and given.dtype != x.dtype:  # what is added is not cast
-        return _one_by_one(blocks, given, residual, modules)
+    as_given, (x,) = x, autocast(x)
+    if blocks[0].shortcut == "identity" and as_given.dtype != x.dtype:  # what is added is not cast
+        return _one_by_one(blocks, as_given, residual, modules)
     units = [unit for block in blocks for unit in block.units]
     tensors = [_tensors(unit, modules) for unit in units]
-    key = None
-    if plannable():
+    norms = [modules[unit.norm] for unit in units if unit.norm is not None]
+    norms = [norm for norm in norms if norm.of_batch]
+    key, running = None, ()
+    if direct := plannable():
+        running = [t for norm in norms for t in norm.running]
         options = [_options(unit, modules) for unit in units]
-        key = chain_key(
-            (blocks, recompute, *options), x, residual, *(t for u in tensors for t in u)
-        )
+        given = (t for unit in tensors for t in unit)
+        key = chain_key((blocks, recompute, *options), x, residual, *given, *running)
     if key is None or (chain := CHAINS.get(key, CHAINS)) is CHAINS:
         made = _blocks(blocks, x, residual, modules, tensors)
-        chain = None if made is None else Chain(*made, recompute, remembered=key is not None)
+        momenta = [norm.momentum for norm in norms]
+        chain = None if made is None else Chain(*made, recompute, key is not None, momenta)
         if key is not None:
             CHAINS.add(key, chain)
     if chain is None:
-        return _one_by_one(blocks, given, residual, modules)
-    y, all_stats = chain.run("conv_bn_relu", x, residual, tensors)
-    of_batch = [unit for unit, u in zip(units, chain.units, strict=True) if u.of_batch]
-    for unit, stats, n in zip(of_batch, all_stats, chain.values, strict=True):
-        *running, _, momentum = modules[unit.norm].statistics()
-        move_running(*running, stats.unbind(), n, momentum)
+        return _one_by_one(blocks, as_given, residual, modules)
+    y, all_stats = chain.run("conv_bn_relu", x, residual, tensors, running)
+    if not direct:
+        for norm, stats, n in zip(norms, all_stats, chain.values, strict=True):
+            *running, _, momentum = norm.statistics()
+            move_running(*running, stats.unbind(), n, momentum)
     return y
 
 
@@ -91,7 +94,7 @@ def _options(of: UnitOf, modules: Sequence[nn.Module]) -> tuple:
     if of.norm is None:
         return options
     norm = modules[of.norm]
-    return *options, norm.of_batch, norm.eps
+    return *options, norm.of_batch, norm.eps, norm.momentum
 
 
 def _tensors(of: UnitOf, modules: Sequence[nn.Module]) -> Tensors:

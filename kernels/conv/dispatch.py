@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _split
 from .._common import empty_in, empty_nhwc, leave, nhwc
 from .._launch import start, within
-from ..norm.stats import combined, partial_statistics
+from ..norm.stats import Running, combined, partial_statistics
 from .boxes.walk import DGRAD as BOXES_DGRAD
 from .boxes.walk import FORWARD as BOXES_FORWARD
 from .boxes.wgrad import WGRAD as BOXES_WGRAD
@@ -172,8 +172,9 @@ def convolve(
     with_stats: bool,
     memory_format: torch.memory_format,
     geometry: Sequence[int],
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Forward or dgrad and, where wanted, [mean, var] of its channels."""
+    """Forward or dgrad and, where wanted, [mean, var] of its channels, which move running."""
     if 0 in x_shape:
         return _nothing(work, source, w, x_shape, memory_format, geometry), None
     choice = chosen(
@@ -186,7 +187,7 @@ def convolve(
     args = *call.operands(nhwc(source), nhwc(w)), result, *call.sizes, *end.arguments(partial)
     outs = (result, partial) if with_stats else (result,)
     start(call.kernel, call.programs, args, outs, call.constants, choice)
-    return leave(result, memory_format), combined(partial) if with_stats else None
+    return leave(result, memory_format), combined(partial, running) if with_stats else None
 
 
 def _nothing(work, source, w, x_shape, memory_format, geometry) -> Tensor:
