@@ -31,7 +31,8 @@ test: $(install)
 # What the host does for a GPU, on one that does nothing (tests/stub).
 STUBBED := .venv-torch-2.11.0/bin/python
 test-stub: .venv-torch-2.11.0/installed
-	$(STUBBED) tests/stub/run.py $(STUBBED) -m pytest -p no:benchmark tests/kernels/test_launch.py
+	$(STUBBED) tests/stub/run.py $(STUBBED) -m pytest -p no:benchmark \
+		tests/kernels/test_launch.py tests/kernels/test_plan.py
 
 lint: $(install)
 	$(python) -m ruff check .

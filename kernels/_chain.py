@@ -497,7 +497,7 @@ class ChainFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, chain, running, x, residual, *flat):
         function = functools.partial(_forward_pass, chain, len(running))
-        y, *kept = chain.passed("forward", function, *running, x, residual, *flat)
+        y, *kept = chain.passed("forward", function, x, residual, *running, *flat)
         ctx.chain = chain
         ctx.residual_format = None if residual is None else layout(residual)
         ctx.save_for_backward(x, *flat, *kept)
@@ -527,10 +527,11 @@ KEPT = ("stats", "c", "w", "bias")  # of each unit; w and bias where they had to
 def _forward_pass(chain: Chain, moved: int, *tensors: Tensor | None) -> tuple:
     """The output; of each unit what KEPT names; and the blocks' outputs that the backward reads.
 
-    The tensors: so many that are running, the input, the residual, and the units'.
+    The tensors: the input, the residual, so many that are running, and the units'.
     """
-    running, (x, residual, *flat) = chain.running(tensors[:moved]), tensors[moved:]
-    y, kept, outputs, given = x, [], [], _tensors(flat)
+    x, residual, *tensors = tensors
+    running, given = chain.running(tensors[:moved]), _tensors(tensors[moved:])
+    y, kept, outputs = x, [], []
     running = [of for _, of in _by_block(chain.blocks, running)]
     for (block, of), r in zip(_by_block(chain.blocks, _cast(given, x)), running, strict=True):
         y, of_block = _forward(block, y, residual, of, r)

@@ -213,7 +213,7 @@ class Plan:
             t = slots[place.slot]
             return t if place.view is None else viewed(t, *place.view)
 
-        for step, left in zip(self.steps, self.left, strict=True):
+        def take(step):
             if isinstance(step, Allocate):
                 slot, size, strides, dtype, device = step
                 slots[slot] = torch.empty_strided(size, strides, dtype=dtype, device=device)
@@ -227,6 +227,9 @@ class Plan:
                 args = tuple(outs[a] if _is_in(a, outs) else at(a) for a in step.args)
                 outs = tuple(outs.values())
                 start(step.kernel, step.programs, args, outs, step.meta, step.choice)
+
+        for step, left in zip(self.steps, self.left, strict=True):
+            take(step)
             for slot in left:
                 slots[slot] = None
         return tuple(map(at, self.results))
@@ -386,7 +389,7 @@ def plannable() -> bool:
 
 
 def planned(plans: Remembered, key: Any, function: Callable, tensors: Sequence) -> tuple:
-    """function(*tensors), a tuple of tensors and Nones.
+    """function(*tensors), a tuple of tensors and Nones; the first one tells where it runs.
 
     Replayed where it was recorded under this key, which says all that its steps depend on: of the
     tensors their signature.  Recorded in its second call: the first one compiles, and may be the

@@ -72,16 +72,18 @@ def conv_bn_relu(
     n = shape[0] * shape[2] * shape[3]
     tensors = Tensors(w, b, bn_weight, bn_bias, *used)
     key, running = None, ()
-    if direct := plannable():
+    if plannable():
         running = (running_mean, running_var, None) if training else ()
         key = chain_key((block, momentum), x, residual, *tensors, *running)
+    if key is None:
+        running = ()
     chain = CHAINS.get(key)
     if chain is None:
         chain = Chain((block,), (n,), False, key is not None, (momentum,))
         if key is not None:
             CHAINS.add(key, chain)
     y, stats = chain.run(name, x, residual, [tensors], running)
-    for of_batch in () if direct else stats:
+    for of_batch in stats if key is None else ():
         move_running(running_mean, running_var, of_batch.unbind(), n, momentum)
     return y if input.dim() == 4 else y.squeeze(0)  # a view: y is kept for the backward
 

@@ -66,11 +66,13 @@ def run_chain(
     norms = [modules[unit.norm] for unit in units if unit.norm is not None]
     norms = [norm for norm in norms if norm.of_batch]
     key, running = None, ()
-    if direct := plannable():
+    if plannable():
         running = [t for norm in norms for t in norm.running]
         options = [_options(unit, modules) for unit in units]
         given = (t for unit in tensors for t in unit)
         key = chain_key((blocks, recompute, *options), x, residual, *given, *running)
+    if key is None:
+        running = ()  # ops, who may look on, have no part in what is running
     if key is None or (chain := CHAINS.get(key, CHAINS)) is CHAINS:
         made = _blocks(blocks, x, residual, modules, tensors)
         momenta = [norm.momentum for norm in norms]
@@ -80,7 +82,7 @@ def run_chain(
     if chain is None:
         return _one_by_one(blocks, as_given, residual, modules)
     y, all_stats = chain.run("conv_bn_relu", x, residual, tensors, running)
-    if not direct:
+    if key is None:
         for norm, stats, n in zip(norms, all_stats, chain.values, strict=True):
             *running, _, momentum = norm.statistics()
             move_running(*running, stats.unbind(), n, momentum)
