@@ -202,12 +202,19 @@ def needs_gradient(*given: Tensor | None) -> bool:
 
 
 def _cast(tensors: Sequence[Tensors], x: Tensor) -> list[Tensors]:
-    """With convolutions' tensors in x's dtype."""
-
-    def used(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.to(x.dtype)  # itself, if it has that dtype
-
-    return [t._replace(w=used(t.w), bias=used(t.bias)) for t in tensors]
+    """With convolutions' tensors in x's dtype; as they are, where they have it."""
+    others = [t for unit in tensors for t in unit[:2] if t is not None and t.dtype != x.dtype]
+    if not others:
+        return list(tensors)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        cast = [t.to(x.dtype) for t in others]
+    else:  # all in one launch
+        cast = [torch.empty_like(t, dtype=x.dtype) for t in others]
+        torch._foreach_copy_(cast, others)
+    made = dict(zip(map(id, others), cast, strict=True))
+    return [
+        t._replace(w=made.get(id(t.w), t.w), bias=made.get(id(t.bias), t.bias)) for t in tensors
+    ]
 
 
 def _by_block(blocks: tuple[Block, ...], per_unit: Sequence) -> list[tuple[Block, list]]:

@@ -114,7 +114,7 @@ def _run_on_gpu(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], me
     elif prepared.run is None:
         _run_by_triton(kernel, programs, args, outs, meta)
     else:
-        run, function, metadata, constants, _ = prepared
+        run, function, metadata, constants, *_ = prepared
         run(programs, 1, 1, stream, function, metadata, None, None, None, *values, *constants)
 
 
@@ -167,6 +167,7 @@ class Prepared(NamedTuple):
     function: Any
     metadata: Any
     constants: tuple  # what follows the arguments, in the kernel's order
+    descriptors: tuple  # Triton's, of those among the arguments
     held: tuple  # what was told apart by identity stays alive
 
     @classmethod
@@ -174,13 +175,16 @@ class Prepared(NamedTuple):
         given = tuple(a for a in args if not isinstance(a, Tensor | TensorDescriptor))
         held = kernel, given, meta
         if any(getattr(compiled.metadata, name, False) for name in SPECIAL):
-            return cls(None, None, None, (), held)
+            return cls(None, None, None, (), (), held)
         parameters = kernel.signature.parameters
         constants = tuple(
             meta[name] if name in meta else parameters[name].default
             for name in kernel.arg_names[len(args) :]
         )
-        return cls(compiled.run, compiled.function, compiled.packed_metadata, constants, held)
+        described = tuple(getattr(compiled.metadata, "tensordesc_meta", None) or ())
+        return cls(
+            compiled.run, compiled.function, compiled.packed_metadata, constants, described, held
+        )
 
 
 SPECIAL = (
@@ -219,7 +223,9 @@ def _told_apart(
         elif a.__class__ is TensorDescriptor:
             if a.base.get_device() != index or a.base.data_ptr() % ALIGNED:
                 return None
-            key += a.base.dtype, a.padding, *a.shape, *a.strides, *a.block_shape
+            fields = (value for name, value in vars(a).items() if name != "base")
+            key += (tuple(f) if isinstance(f, list) else f for f in fields)
+            key.append(a.base.dtype)
         else:
             key.append(id(a))
     if pointers % ALIGNED:  # Triton compiles for which of them are

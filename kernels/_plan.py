@@ -11,12 +11,14 @@ any other.  A plan holds no tensors.  What it cannot name (a tensor from elsewhe
 from a tensor) it does not stand for: then there is none, and every call goes the way of the first.
 """
 
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 from torch._C import _is_tracing, _len_torch_dispatch_stack
 from torch.autograd import _profiler_enabled, forward_ad
@@ -44,6 +46,21 @@ ALLOCATIONS = {
     torch.ops.aten.new_empty_strided.default,
     torch.ops.aten.empty_like.default,
 }
+
+
+class Remembered(dict):
+    """What is bounded: the oldest goes where a new one comes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.lock = most, threading.Lock()
+
+    def add(self, key: tuple, value: Any) -> Any:
+        with self.lock:
+            while len(self) >= self.most:
+                del self[next(iter(self))]
+            self[key] = value
+        return value
 
 
 class Place(NamedTuple):
@@ -141,7 +158,7 @@ class Recorder(TorchDispatchMode):
         return results
 
     def note(self, function, args: tuple, kwargs: dict, results: Any) -> None:
-        found = tree_leaves(results)
+        found = [] if results is None else tree_leaves(results)
         if not all(isinstance(t, Tensor) for t in found):
             raise UnplannableError(f"{function} gives more than tensors")
         if function in ALLOCATIONS:
@@ -330,10 +347,25 @@ def _straight(plan: Plan) -> Callable:
             made = f"{made.removesuffix(', ')} = " if len(step.slots) == 1 else made and f"{made}= "
             lines.append(f"{made}{name(step.function)}({', '.join(given)})")
         else:
-            run, function, metadata, constants, _ = step.prepared
-            given = ", ".join([*map(argument, step.args), *map(name, constants)])
-            fixed = f"{step.programs}, 1, 1, stream, {name(function)}, {name(metadata)}"
-            lines.append(f"{name(run)}({fixed}, None, None, None, {given})")
+            prepared = step.prepared
+            launcher, form = c_launcher(prepared) or (prepared.run, RUN)
+            descriptors, given = iter(prepared.descriptors), []
+            for a in step.args:
+                if isinstance(a, Described) and form is not RUN:
+                    pointer, base = argument(a.base), tensor(a.base)
+                    encoded = name(Encoded(a, next(descriptors)))
+                    given.append(f"{encoded}.get({pointer}) or {encoded}.encode({pointer}, {base})")
+                    given += map(str, (*a.fields["shape"], *a.fields["strides"]))
+                else:
+                    given.append(argument(a))
+            given = ", ".join([*given, *map(name, prepared.constants)])
+            known = ("arg_annotations", "kernel_signature")
+            call = form.format(
+                programs=step.programs, function=name(prepared.function), given=given,
+                metadata=name(prepared.metadata),
+                **{key: name(getattr(prepared.run, key, None)) for key in known},
+            )  # fmt: skip
+            lines.append(f"{name(launcher)}({call})")
         lines += [f"t{slot} = None" for slot in left]
     lines.append(f"return {expression(plan.results)}")
     given = ", ".join(f"t{i}" for i in range(plan.given))
@@ -342,6 +374,40 @@ def _straight(plan: Plan) -> Callable:
     straight = names["straight"]
     straight.__source__ = source
     return straight
+
+
+RUN = "{programs}, 1, 1, stream, {function}, {metadata}, None, None, None, {given}"
+
+# What Triton's launchers in C take, which lie below the Python that encodes descriptors anew and
+# asks about memory: of the versions they were tested with, for in others it may differ.
+C_LAUNCHERS = {
+    "3.6": "{programs}, 1, 1, stream, {function}, False, False, None, None, {metadata}, None, "
+    "None, None, {given}",
+    "3.7": "{programs}, 1, 1, stream, {function}, False, False, {metadata}, None, None, None, "
+    "None, None, {arg_annotations}, {kernel_signature}, ({given},)",
+}
+
+
+def c_launcher(prepared: Prepared) -> tuple[Callable, str] | None:
+    """The launcher in C and its arguments' form, where both are known."""
+    form = C_LAUNCHERS.get(".".join(triton.__version__.split(".")[:2]))
+    launcher = getattr(prepared.run, "launch", None)
+    if inspect.isfunction(launcher):  # what encodes the descriptors before it
+        launcher = inspect.getclosurevars(launcher).nonlocals.get("launcher")
+    return (launcher, form) if form and inspect.isbuiltin(launcher) else None
+
+
+class Encoded(Remembered):
+    """A descriptor as the hardware reads it, by address: it says nothing of what lies there."""
+
+    def __init__(self, described: Described, metadata: Any) -> None:
+        super().__init__(most=64)
+        self.described, self.metadata = described, metadata
+
+    def encode(self, pointer: int, base: Tensor) -> Any:
+        from triton.backends.nvidia.driver import make_tensordesc_arg  # as C_LAUNCHERS, of versions
+
+        return self.add(pointer, make_tensordesc_arg(self.described.of(base), self.metadata)[0])
 
 
 def signature(tensors: Iterable[Tensor | None]) -> list | None:
@@ -360,21 +426,6 @@ def signature(tensors: Iterable[Tensor | None]) -> list | None:
     return found
 
 
-class Remembered(dict):
-    """What is bounded: the oldest goes where a new one comes."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most, self.lock = most, threading.Lock()
-
-    def add(self, key: tuple, value: Any) -> Any:
-        with self.lock:
-            while len(self) >= self.most:
-                del self[next(iter(self))]
-            self[key] = value
-        return value
-
-
 def plannable() -> bool:
     """Whether a plan may stand for a call: where nobody looks on at what torch is asked for."""
     return not (
@@ -386,6 +437,11 @@ def plannable() -> bool:
         or forward_ad._current_level >= 0
         or recorded()
     )
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether kernels may be launched past the ops: nobody looks on, memory holds the tensors."""
+    return plannable() and signature(tensors) is not None
 
 
 def planned(plans: Remembered, key: Any, function: Callable, tensors: Sequence) -> tuple:

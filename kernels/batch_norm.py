@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ._common import check_tensor, flag, layout, public, real, refuse_transforms, reshaped
+from ._plan import direct
 from ._split import sum_dtype
 from .norm.backward import batch_norm_bwd, batch_norm_sums
 from .norm.normalise import batch_norm as normalise
-from .norm.stats import batch_norm_stats
+from .norm.stats import Running, batch_norm_stats, statistics
 
 NO_RESIDUAL = (None, None, None, None, None, 0.0)
 
@@ -137,9 +138,16 @@ def batch_norm(
     x = _as_images(input)
     memory_format = layout(input) if input.dim() == 4 else torch.contiguous_format
     if training:
-        mean, var = stats = batch_norm_stats(x.detach()).unbind()
-        if x.numel() > 0:
-            move_running(running_mean, running_var, stats, x.numel() // x.shape[1], momentum)
+        if direct(x, running_mean, running_var):
+            running = Running(running_mean, running_var, None, momentum)
+            mean, var = statistics(x.detach(), running).unbind()
+            moved = [t for t in running[:2] if t is not None]
+            if moved:  # by a kernel, unknown to autograd
+                torch.autograd.graph.increment_version(moved)
+        else:
+            mean, var = stats = batch_norm_stats(x.detach()).unbind()
+            if x.numel() > 0:
+                move_running(running_mean, running_var, stats, x.numel() // x.shape[1], momentum)
     else:
         mean, var = running_mean, running_var
     y = BatchNormFunction.apply(x, weight, bias, mean, var, training, eps, memory_format)
