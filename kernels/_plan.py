@@ -68,7 +68,7 @@ class Place(NamedTuple):
 
     slot: int
     offset: int = 0  # bytes from its first element
-    view: tuple | None = None  # size, strides and offset in elements
+    view: tuple | None = None  # size, strides and offset in elements, of which dtype if another
 
 
 class Allocate(NamedTuple):
@@ -206,8 +206,9 @@ class Plan:
 
     def __init__(self, recorder: Recorder, given: int, results: Sequence[Tensor | None]) -> None:
         self.given, self.slots = given, recorder.count
-        self.steps: list = recorder.steps
         self.results = tuple(recorder.place(t) for t in results)
+        self.steps: list = _sharing_memory(recorder.steps, self.slots, self.results)
+        self.slots += 1
         self.left = _last_uses(self.steps, given, self.results)
         starts = [step for step in self.steps if isinstance(step, Start)]
         ready = all(step.prepared is not None and step.prepared.run for step in starts)
@@ -256,7 +257,8 @@ def _is_in(a: Any, outs: dict) -> bool:
     return isinstance(a, Place) and a in outs
 
 
-def viewed(t: Tensor, size: tuple, strides: tuple, offset: int) -> Tensor:
+def viewed(t: Tensor, size: tuple, strides: tuple, offset: int, dtype=None) -> Tensor:
+    t = t if dtype is None else t.view(dtype)
     return t.as_strided(size, strides, t.storage_offset() + offset)
 
 
@@ -284,15 +286,79 @@ def _places(value: Any) -> list[Place]:
     return found
 
 
+def _used(step: Any) -> set[int]:
+    """The slots that a step reads, writes or makes."""
+    if isinstance(step, Allocate):
+        return {step.slot}
+    made = step.slots if isinstance(step, Ask) else ()
+    return {place.slot for place in _places((step.args, step[2]))} | set(made)
+
+
+MOST_SHARED = 2**24  # bytes: what is larger goes as soon as it can
+APART = 512  # bytes, from one thing to the next
+
+
+def _sharing_memory(steps: list, slot: int, results: tuple) -> list:
+    """The same steps with one allocation, in this slot, for all that kernels alone see of them.
+
+    Each thing lies where nothing lies that is used while it is: kernels run one after another.
+    """
+    last = {used: i for i, step in enumerate(steps) for used in _used(step)}
+    alone = {place.slot for place in _places(results)}
+    alone |= {used for step in steps if isinstance(step, Ask) for used in _used(step)}
+    if not c_form():  # Triton's launchers in Python take descriptors of tensors
+        alone |= {
+            a.base.slot
+            for step in steps
+            if isinstance(step, Start)
+            for a in step.args
+            if isinstance(a, Described)
+        }
+    homes, taken, size, kept, device = {}, [], 0, [], None
+    for i, step in enumerate(steps):
+        if isinstance(step, Allocate) and step.slot not in alone:
+            elements = 1 + sum((n - 1) * s for n, s in zip(step.size, step.strides, strict=True))
+            room = -(-elements * step.dtype.itemsize // APART) * APART
+            if 0 not in step.size and room <= MOST_SHARED and device in (None, step.device):
+                taken = sorted(t for t in taken if t[2] > i)
+                at = 0
+                for begin, end, _ in taken:
+                    if begin - at >= room:
+                        break
+                    at = end
+                taken.append((at, at + room, last[step.slot]))
+                homes[step.slot], size, device = (at, step), max(size, at + room), step.device
+                continue
+        kept.append(step)
+
+    def moved(place):
+        if isinstance(place, Described):
+            return place._replace(base=moved(place.base))
+        if not isinstance(place, Place) or place.slot not in homes:
+            return place
+        at, made = homes[place.slot]
+        view_size, strides, _ = place.view or (made.size, made.strides, 0)
+        offset = at + place.offset
+        view = view_size, strides, offset // made.dtype.itemsize, made.dtype
+        return Place(slot, offset, view)
+
+    if not homes:
+        return kept
+    starts = (
+        step._replace(args=tuple(map(moved, step.args)), outs=tuple(map(moved, step.outs)))
+        if isinstance(step, Start)
+        else step
+        for step in kept
+    )
+    return [Allocate(slot, (size,), (1,), torch.uint8, device), *starts]
+
+
 def _last_uses(steps: list, given: int, results: Iterable) -> list[list[int]]:
     """Of each step the slots that nothing reads after it; arguments stay, and what is returned."""
     kept = {place.slot for place in _places(tuple(results))}
     left = []
     for step in reversed(steps):
-        made = step.slots if isinstance(step, Ask) else ()
-        made = (step.slot,) if isinstance(step, Allocate) else made
-        used = () if isinstance(step, Allocate) else (step.args, step[2])
-        slots = {place.slot for place in _places(tuple(used))} | set(made)
+        slots = _used(step)
         left.append(sorted(slot for slot in slots if slot >= given and slot not in kept))
         kept |= slots
     return left[::-1]
@@ -318,7 +384,10 @@ def _straight(plan: Plan) -> Callable:
         if not isinstance(place, Place):
             return name(place)
         t = f"t{place.slot}"
-        return t if place.view is None else f"viewed({t}, {', '.join(map(repr, place.view))})"
+        if place.view is None:
+            return t
+        how = (name(v) if isinstance(v, torch.dtype) else repr(v) for v in place.view)
+        return f"viewed({t}, {', '.join(how)})"
 
     def expression(value: Any) -> str:
         if type(value) in (list, tuple):
@@ -388,9 +457,13 @@ C_LAUNCHERS = {
 }
 
 
+def c_form() -> str | None:
+    return C_LAUNCHERS.get(".".join(triton.__version__.split(".")[:2]))
+
+
 def c_launcher(prepared: Prepared) -> tuple[Callable, str] | None:
     """The launcher in C and its arguments' form, where both are known."""
-    form = C_LAUNCHERS.get(".".join(triton.__version__.split(".")[:2]))
+    form = c_form()
     launcher = getattr(prepared.run, "launch", None)
     if inspect.isfunction(launcher):  # what encodes the descriptors before it
         launcher = inspect.getclosurevars(launcher).nonlocals.get("launcher")
