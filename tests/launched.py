@@ -73,6 +73,15 @@ def launched(call: Callable[[], object]) -> list[Launched]:
     ]
 
 
+def torchs() -> tuple[int, int]:
+    """How many kernels and copies torch has started so far."""
+    runtime = ctypes.CDLL("libcudart.so.13")
+    kernels, copies = (
+        ctypes.c_ulong.in_dll(runtime, name).value for name in ("stub_kernels", "stub_copies")
+    )
+    return kernels, copies
+
+
 def jit_functions() -> list[JITFunction]:
     modules = [m for name, m in sys.modules.items() if name.startswith(tritonconv.__name__)]
     return [f for m in modules for f in vars(m).values() if isinstance(f, JITFunction)]

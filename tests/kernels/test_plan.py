@@ -3,13 +3,16 @@
 import contextlib
 import copy
 import gc
+import itertools
+import random
+import sys
 import weakref
 
 import pytest
 import torch
 import tritonconv
 from beside import beside
-from launched import by_triton, launched, on_stub, repeats, stub
+from launched import by_triton, launched, on_stub, repeats, stub, torchs
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.profiler import ProfilerActivity, profile
@@ -519,3 +522,64 @@ def test_tensors_that_are_not_what_their_memory_holds_have_no_signature(odd, dev
     x = torch.randn(3, device=device)
     assert _plan.signature((x, None)) is not None
     assert _plan.signature((x, odd(x))) is None
+
+
+def test_what_is_used_at_once_lies_apart():
+    """Allocations of random sizes and lives, of which some are not the plan's alone."""
+    generator = random.Random(0)
+    for _ in range(50):
+        steps, ends = [], {}
+        for i in range(40):
+            ends[i] = generator.randint(2 * i, 90)
+            size = (generator.choice((1, 300, 5000, 2**23)),)
+            steps.append(_plan.Allocate(i, size, (1,), torch.float32, torch.device("cpu")))
+            used = tuple(_plan.Place(slot) for slot, end in ends.items() if end >= 2 * i)
+            steps.append(_plan.Start(None, 1, used, (), {}, None, None))
+        results = (_plan.Place(3), _plan.Place(20, 8, ((1,), (1,), 2)))
+        first, *shared = _plan._sharing_memory(steps, 40, results)
+        assert first.size[0] < sum(4 * step.size[0] for step in steps[::2])
+        moved = set()
+        for step in shared:
+            if isinstance(step, _plan.Start):
+                places = [p for p in step.args if p.slot == 40]
+                spans = sorted((p.offset, p.offset + 4 * p.view[0][0]) for p in places)
+                assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+                assert all(end <= first.size[0] for _, end in spans)
+                moved |= {p.offset for p in places}
+        assert moved
+        left = {step.slot for step in shared if isinstance(step, _plan.Allocate)}
+        assert {3, 20} <= left
+        assert all(steps[2 * slot].size[0] == 2**23 for slot in left - {3, 20})
+
+
+@on_stub
+def test_step_of_a_bottleneck_costs_the_host_little(device):
+    """Kernels, torch's kernels, copies, and calls of Python functions: a budget, not a timing."""
+    model = fuse(nn.Sequential(Bottleneck(256, 64)).to(device)).to(
+        memory_format=torch.channels_last
+    )
+    x = torch.zeros(16, 256, 28, 28, device=device, dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    dy = torch.zeros_like(x)
+    torch.use_deterministic_algorithms(False)  # which fill memory
+    calls = 0
+
+    def seen(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    def call():
+        with torch.autocast(device, torch.bfloat16):
+            y = model(x)
+        y.backward(dy)
+
+    for _ in range(4):
+        call()
+    before = torchs()
+    with torch.autograd.set_multithreading_enabled(False):
+        launches = launched(lambda: (sys.setprofile(seen), call(), sys.setprofile(None)))
+    kernels, copies = (now - then for now, then in zip(torchs(), before, strict=True))
+    assert len(launches) == 27
+    assert kernels <= 11  # one casts the weights, the others add gradients to those of before
+    assert copies == 0
+    assert calls <= 800
