@@ -17,13 +17,12 @@ from torch._C import (
 )
 from torch._prims_common import suggest_memory_format
 from torch.autograd import _profiler_enabled, forward_ad
-from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._launch import INTERPRETED, INTERPRETED_BLOCK, watched
+from ._plan import PLAIN, plannable, signature, with_plans
 
 Size = int | Sequence[int]  # one for all spatial axes, or one each
-PLAIN = (Tensor, Parameter)  # other types of tensors may have symbolic shapes, or none
 
 LIBRARY = torch.library.Library("tritonconv", "DEF")
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -35,15 +34,16 @@ LONGEST = 2**31 - 2**20
 WIDE_FROM = 2**30
 
 
-def op(schema: str, fake: Callable) -> Callable:
+def op(schema: str, fake: Callable, depends_on: Callable | None = None) -> Callable:
     """Registers the decorated launcher as an opaque private op; `fake` allocates its result.
 
     What it gives calls the op, or the launcher itself where the op would do no more: torch's
-    dispatcher costs twice as much as the rest of a call.
+    dispatcher costs twice as much as the rest of a call.  Then the launcher has plans; depends_on
+    tells, by the first tensor, what its steps depend on beside its arguments.
     """
 
     def register(launcher: Callable) -> Callable:
-        name = schema.split("(")[0]
+        name, by_plan = schema.split("(")[0], with_plans(launcher, depends_on)
 
         def dispatched(*args):
             # the dispatcher makes lists of them: a launcher sees the same from either side
@@ -64,6 +64,10 @@ def op(schema: str, fake: Callable) -> Callable:
                 return registered(*args)
             if _is_tracing():
                 return traced(*args)
+            if plannable():
+                tensors = [a for a in args if isinstance(a, Tensor)]
+                found = signature(tensors)
+                return registered(*args) if found is None else by_plan(args, found, tensors)
             return launcher(*args) if _unobserved(args) else registered(*args)
 
         return call

@@ -20,13 +20,18 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch._C import _is_tracing, _len_torch_dispatch_stack
+from torch._C import (
+    DispatchKey,
+    _dispatch_tls_is_dispatch_key_included,
+    _is_tracing,
+    _len_torch_dispatch_stack,
+)
 from torch.autograd import _profiler_enabled, forward_ad
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ._common import PLAIN
 from ._launch import (
     ALIGNED,
     INTERPRETED,
@@ -39,6 +44,7 @@ from ._launch import (
     watching,
 )
 
+PLAIN = (Tensor, Parameter)  # other types of tensors may have symbolic shapes, or none
 ALLOCATIONS = {
     torch.ops.aten.empty.memory_format,
     torch.ops.aten.empty_strided.default,
@@ -508,13 +514,23 @@ def plannable() -> bool:
         or _profiler_enabled()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+        or _dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
         or recorded()
     )
 
 
-def direct(*tensors: Tensor | None) -> bool:
-    """Whether kernels may be launched past the ops: nobody looks on, memory holds the tensors."""
-    return plannable() and signature(tensors) is not None
+_generation = 0
+
+
+def generation() -> int:
+    """Part of every plan's key."""
+    return _generation
+
+
+def forget() -> None:
+    """No plan made so far is replayed again."""
+    global _generation
+    _generation += 1
 
 
 def planned(plans: Remembered, key: Any, function: Callable, tensors: Sequence) -> tuple:
@@ -536,6 +552,31 @@ def planned(plans: Remembered, key: Any, function: Callable, tensors: Sequence) 
     if plan is not None:
         plans[key] = plan
     return results
+
+
+def with_plans(launcher: Callable, depends_on: Callable | None = None) -> Callable:
+    """A launcher of tensors and options, by its plans: called with its arguments, which are
+    hashable, the signature of the tensors among them, and these.
+
+    It gives a tensor or a tuple of them.  depends_on: of the first tensor, what else it reads.
+    """
+    plans = Remembered(1024)
+
+    def by_plan(args: tuple, found: list, tensors: list[Tensor]) -> Tensor | tuple:
+        def function(*tensors):
+            left = iter(tensors)
+            results = launcher(*(next(left) if isinstance(a, Tensor) else a for a in args))
+            return results if isinstance(results, tuple) else (results,)
+
+        others = (
+            Tensor if isinstance(a, Tensor) else tuple(a) if isinstance(a, list) else a
+            for a in args
+        )
+        state = (generation(),) if depends_on is None else depends_on(tensors[0])
+        results = planned(plans, (*others, *found, *state), function, tensors)
+        return results if len(results) > 1 else results[0]
+
+    return by_plan
 
 
 def _recorded(function: Callable, tensors: Sequence[Tensor | None]) -> tuple[tuple, Plan | None]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _split
+from .. import _plan, _split
 from .._common import empty_in, empty_nhwc, leave, nhwc
 from .._launch import start, within
 from ..norm.stats import Running, combined, partial_statistics
@@ -144,17 +144,13 @@ def chosen(
 
 def forget() -> None:
     """Chooses anew, for all contexts."""
-    global generation
-    generation += 1
     chosen.cache_clear()
-
-
-generation = 0  # of choices
+    _plan.forget()
 
 
 def depends_on(x: Tensor) -> tuple:
     """All that chosen() depends on beside tensors' sizes and dtypes."""
-    return generation, _forced.get(), input_precision(x)
+    return _plan.generation(), _forced.get(), input_precision(x)
 
 
 def declined(p: Problem) -> dict[str, str]:
