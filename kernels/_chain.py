@@ -11,6 +11,7 @@ epilogue.  Kept for the backward are x, each c_i with its mean and variance, and
 takes the sums for norm_i's gradient.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,10 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._common import apply, layout, nhwc
+from ._common import apply, autocast_dtype, layout, nhwc
+from ._plan import Remembered, plannable, planned, signature
 from .batch_norm import NO_RESIDUAL, batch_norm
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad, conv2d_dgrad_fused, conv2d_dgrad_stats
+from .conv.dispatch import convolve, depends_on
+from .conv.epilogue import Epilogue
 from .conv.forward import conv2d_forward, conv2d_fused, conv2d_stats
 from .conv.geometry import Formats, Geometry
 from .conv.wgrad import conv2d_wgrad
@@ -36,6 +40,7 @@ from .norm.backward import (
     batch_norm_sums_and_y,
 )
 from .norm.normalise import batch_norm as normalise
+from .norm.stats import Running
 
 INSIDE = torch.channels_last  # the memory format of everything between a chain's input and output
 NO_NORM = (None, None, None, None)  # mean, variance, scale and shift
@@ -93,7 +98,8 @@ class Kept(NamedTuple):
 
     unit: Unit
     tensors: Tensors
-    needs: Tensors  # which of the tensors need a gradient
+    given: Tensors  # the same as they were given, whose gradients have their dtypes
+    needs: Tensors  # which of them need one
     c: Tensor
     stats: Tensor | None  # [mean, var] of the batch
 
@@ -109,31 +115,106 @@ class Kept(NamedTuple):
         return normalise(self.c, *self.norm, *NO_RESIDUAL, self.unit.activation, INSIDE)
 
 
-def chain(
-    name: str,
-    blocks: tuple[Block, ...],
-    x: Tensor,
-    residual: Tensor | None,
-    tensors: Sequence[Tensors],
-    recompute: bool = False,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The last block's output, and [mean, var] of every unit that normalises with the batch's.
+class Chain:
+    """Blocks one after another; with recompute their outputs are not kept for the backward.
 
-    Where nothing needs a gradient and all statistics are given, each convolution is one kernel.
+    One that is remembered holds the plans of its passes: all that they depend on was the same when
+    it was found, but for the gradients that come.
     """
-    of_batch = any(unit.of_batch for block in blocks for unit in block.units)
-    if of_batch or needs_gradient(x, residual, tensors):
+
+    def __init__(
+        self,
+        blocks: tuple[Block, ...],
+        values: Sequence[int],  # a channel's, where a unit normalises with the batch's statistics
+        recompute: bool = False,
+        remembered: bool = False,
+        momenta: Sequence[float | None] = (),  # of the same, for what is running
+    ) -> None:
+        self.blocks, self.values, self.recompute = blocks, values, recompute
+        self.momenta = momenta
+        self.units = [unit for block in blocks for unit in block.units]
+        self.of_batch = any(unit.of_batch for unit in self.units)
+        self.plans = Remembered(MOST_PLANS) if remembered else None
+
+    def run(
+        self,
+        name: str,
+        x: Tensor,
+        residual: Tensor | None,
+        tensors: Sequence[Tensors],
+        running: Sequence[Tensor | None] = (),
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The last block's output, and [mean, var] of each unit that normalises with the batch's.
+
+        running: of each of these what it moves, mean, variance and number of batches; or nothing.
+
+        Convolutions' tensors may have another dtype than x: it is x's that they are used in.  Where
+        nothing needs a gradient and all statistics are given, each convolution is one kernel.
+        """
         flat = [t for unit in tensors for t in unit]
-        y, *stats = apply(name, ChainFunction, blocks, recompute, x, residual, *flat)
-        return y, tuple(stats)
-    for block, unit_tensors in _by_block(blocks, tensors):
-        x = _infer(block, x, residual, unit_tensors)
-    return x, ()
+        if self.of_batch or needs_gradient(x, residual, *flat):
+            y, *stats = apply(name, ChainFunction, self, running, x, residual, *flat)
+            moved = [t for t in running if t is not None]
+            if moved:  # by kernels, unknown to autograd
+                torch.autograd.graph.increment_version(moved)
+            return y, tuple(stats)
+        (y,) = self.passed("infer", functools.partial(_infer, self), x, residual, *flat)
+        return y, ()
+
+    def running(self, moved: Sequence[Tensor | None]) -> list[Running | None]:
+        """Of each unit what it moves, if anything."""
+        left = iter(_threes(moved))
+        momenta = iter(self.momenta)
+        return [
+            Running(*next(left), next(momenta)) if moved and unit.of_batch else None
+            for unit in self.units
+        ]
+
+    def passed(self, key: Any, function: Callable, *tensors: Tensor | None) -> tuple:
+        """function(*tensors), by its plan if there is one under this key."""
+        if self.plans is None or key is None or not plannable():
+            return function(*tensors)
+        return planned(self.plans, key, function, tensors)
 
 
-def needs_gradient(x: Tensor, residual: Tensor | None, tensors: Sequence[Tensors]) -> bool:
-    given = (x, residual, *(t for unit in tensors for t in unit))
+CHAINS = Remembered(1024)  # by chain_key; None where modules have to be called one by one
+
+
+def chain_key(options: tuple, x: Tensor, *others: Tensor | None) -> tuple | None:
+    """All that a chain of these options and tensors, and its passes, depend on; None if on more."""
+    found = signature((x, *others))
+    if found is None:
+        return None
+    cast = autocast_dtype(x.device.type)
+    key = *options, *found, *depends_on(x), cast, torch.is_grad_enabled()
+    try:
+        hash(key)
+    except TypeError:  # an option that is a list, say
+        return None
+    return key
+
+
+MOST_PLANS = 16  # of a chain: one forward, and a backward for each set of gradients wanted
+
+
+def needs_gradient(*given: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+
+
+def _cast(tensors: Sequence[Tensors], x: Tensor) -> list[Tensors]:
+    """With convolutions' tensors in x's dtype; as they are, where they have it."""
+    others = [t for unit in tensors for t in unit[:2] if t is not None and t.dtype != x.dtype]
+    if not others:
+        return list(tensors)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        cast = [t.to(x.dtype) for t in others]
+    else:  # all in one launch
+        cast = [torch.empty_like(t, dtype=x.dtype) for t in others]
+        torch._foreach_copy_(cast, others)
+    made = dict(zip(map(id, others), cast, strict=True))
+    return [
+        t._replace(w=made.get(id(t.w), t.w), bias=made.get(id(t.bias), t.bias)) for t in tensors
+    ]
 
 
 def _by_block(blocks: tuple[Block, ...], per_unit: Sequence) -> list[tuple[Block, list]]:
@@ -146,7 +227,15 @@ def _by_block(blocks: tuple[Block, ...], per_unit: Sequence) -> list[tuple[Block
     return shares
 
 
-def _infer(block: Block, x: Tensor, residual: Tensor | None, tensors: list[Tensors]) -> Tensor:
+def _infer(chain: Chain, x: Tensor, residual: Tensor | None, *flat: Tensor | None) -> tuple:
+    for block, tensors in _by_block(chain.blocks, _cast(_tensors(flat), x)):
+        x = _infer_block(block, x, residual, tensors)
+    return (x,)
+
+
+def _infer_block(
+    block: Block, x: Tensor, residual: Tensor | None, tensors: list[Tensors]
+) -> Tensor:
     if block.shortcut == "identity":
         residual = x
     elif block.shortcut == "unit":
@@ -165,13 +254,19 @@ def _fused(unit: Unit, x: Tensor, t: Tensors, residual: Tensor | None, memory_fo
     return conv2d_dgrad_fused(x, t.w, *end, shape, memory_format, unit.geometry.flat)
 
 
-def _convolve(unit: Unit, x: Tensor, t: Tensors) -> tuple[Tensor, Tensor | None]:
-    """The convolution and, where they are to be the batch's, its statistics."""
+def _convolve(
+    unit: Unit, x: Tensor, t: Tensors, running: Running | None
+) -> tuple[Tensor, Tensor | None]:
+    """The convolution and, where they are to be the batch's, its statistics, which move running."""
+    shape = x.shape if unit.size is None else unit.y_shape(x.shape, t.w.shape)
+    if running is not None:  # past the ops, which have no part in what is running
+        work = "forward" if unit.size is None else "dgrad"
+        end = Epilogue(t.bias)
+        return convolve(work, x, t.w, shape, end, True, INSIDE, unit.geometry.flat, running)
     if unit.size is None:
         if unit.of_batch:
             return conv2d_stats(x, t.w, t.bias, INSIDE, unit.geometry.flat)
         return conv2d_forward(x, t.w, t.bias, INSIDE, unit.geometry.flat), None
-    shape = unit.y_shape(x.shape, t.w.shape)
     if unit.of_batch:
         return conv2d_dgrad_stats(x, t.w, t.bias, shape, INSIDE, unit.geometry.flat)
     return conv2d_dgrad(x, t.w, t.bias, shape, INSIDE, unit.geometry.flat), None
@@ -189,22 +284,26 @@ def _x_gradient(
 
 
 def _w_gradient(kept: Kept, dc: Tensor, x: Tensor) -> Tensor:
-    unit, w_shape = kept.unit, kept.tensors.w.shape
+    unit, w = kept.unit, kept.given.w
     dy, x = (dc, x) if unit.size is None else (x, dc)
-    return conv2d_wgrad(dy, x, w_shape, unit.w_format, unit.geometry.flat)
+    return conv2d_wgrad(dy, x, w.shape, unit.w_format, unit.geometry.flat, w.dtype)
 
 
 def _forward(
-    block: Block, x: Tensor, residual: Tensor | None, tensors: list[Tensors]
+    block: Block,
+    x: Tensor,
+    residual: Tensor | None,
+    tensors: list[Tensors],
+    running: list[Running | None],
 ) -> tuple[Tensor, list[Kept]]:
     z, kept = x, []
-    for unit, t in zip(main_units(block), tensors, strict=False):
+    for unit, t, r in zip(main_units(block), tensors, running, strict=False):
         if kept:
             z = kept[-1].z()
-        kept.append(Kept(unit, t, Tensors(), *_convolve(unit, z, t)))
+        kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, z, t, r)))
     if block.shortcut == "unit":
         unit, t = block.units[-1], tensors[-1]
-        kept.append(Kept(unit, t, Tensors(), *_convolve(unit, x, t)))
+        kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, x, t, running[-1])))
     return _output(block, kept, x, residual), kept
 
 
@@ -249,9 +348,9 @@ def _norm_backward(
         dc = batch_norm_bwd(dz, kept.c, *norm, gate, of_c, INSIDE)
     gradients = {}
     if needs_scale:
-        gradients["scale"] = sums[1].to(kept.tensors.scale.dtype, copy=True)
+        gradients["scale"] = sums[1].to(kept.given.scale.dtype)
     if needs_shift:
-        gradients["shift"] = sums[0].to(kept.tensors.shift.dtype, copy=True)
+        gradients["shift"] = sums[0].to(kept.given.shift.dtype)
     return gradients, dc, z, g
 
 
@@ -287,7 +386,7 @@ def _backward(
             found[i + 1]["w"] = _w_gradient(above, dc, z)
         dc = this_dc
         if this.needs.bias:
-            found[i]["bias"] = conv2d_dbias(dc)
+            found[i]["bias"] = conv2d_dbias(dc).to(this.given.bias.dtype)
         if i > first:
             dz = _x_gradient(this, dc, main[i - 1].c.shape, INSIDE)
     if first < len(main) and main[first].needs.w:
@@ -304,7 +403,7 @@ def _backward(
         if side.needs.w:
             found[-1]["w"] = _w_gradient(side, dc_side, x)
         if side.needs.bias:
-            found[-1]["bias"] = conv2d_dbias(dc_side)
+            found[-1]["bias"] = conv2d_dbias(dc_side).to(side.given.bias.dtype)
         if needs_dx:
             residual = _x_gradient(side, dc_side, x.shape, INSIDE)
     dx = None
@@ -362,6 +461,10 @@ def rectified(y: Tensor, activation: str) -> Tensor:
     return F.relu6(y) if activation == "relu6" else y
 
 
+def _threes(flat: Sequence) -> list[Sequence]:
+    return [flat[i : i + 3] for i in range(0, len(flat), 3)]
+
+
 def _tensors(flat: Sequence) -> list[Tensors]:
     """What there is six of for each unit, by unit."""
     width = len(Tensors._fields)
@@ -398,24 +501,15 @@ def _outputs(parts: list, x: Tensor) -> list[Tensor]:
 
 
 class ChainFunction(torch.autograd.Function):
-    """With recompute, the blocks' outputs are not kept but computed again; then none is given."""
-
     @staticmethod
-    def forward(ctx, blocks, recompute, x, residual, *flat):
-        y, kept, outputs = x, [], []
-        for block, tensors in _by_block(blocks, _tensors(flat)):
-            y, of_block = _forward(block, y, residual, tensors)
-            kept += of_block
-            outputs.append(y)
-        if recompute:
-            outputs = []
-        elif not blocks[-1].gated:
-            outputs.pop()
-        ctx.blocks, ctx.recompute = blocks, recompute
+    def forward(ctx, chain, running, x, residual, *flat):
+        function = functools.partial(_forward_pass, chain, len(running))
+        y, *kept = chain.passed("forward", function, x, residual, *running, *flat)
+        ctx.chain = chain
         ctx.residual_format = None if residual is None else layout(residual)
-        ctx.save_for_backward(x, *flat, *(k.c for k in kept), *(k.stats for k in kept), *outputs)
+        ctx.save_for_backward(x, *flat, *kept)
         ctx.set_materialize_grads(False)
-        stats = [k.stats for k in kept if k.stats is not None]
+        stats = [t for t in kept[: len(KEPT) * len(chain.units) : len(KEPT)] if t is not None]
         ctx.mark_non_differentiable(*stats)
         return y, *stats
 
@@ -423,55 +517,104 @@ class ChainFunction(torch.autograd.Function):
     def backward(ctx, dy, *_):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        blocks = ctx.blocks
-        units = [unit for block in blocks for unit in block.units]
-        needs_dx, needs_dresidual, *needs = ctx.needs_input_grad[2:]
-        x, *saved = ctx.saved_tensors
-        flat, saved = saved[: len(needs)], saved[len(needs) :]
-        convolved, stats = saved[: len(units)], saved[len(units) : 2 * len(units)]
-        outputs = saved[2 * len(units) :]
-
-        last = blocks[-1]
+        chain, needs = ctx.chain, tuple(ctx.needs_input_grad[2:])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            if last.shortcut == "given" and last.gated:
-                dy = _passed(dy, outputs[-1], main_units(last)[-1].activation)
-            dx, *gradients = _differentiable(blocks, dy, x, flat, (needs_dx, *needs))
-            return None, None, dx, dy if needs_dresidual else None, *gradients
-
-        dresidual = dy if needs_dresidual else None  # but for what its gate shuts
-        needs_g, dy = needs_dresidual and last.gated, nhwc(dy)
-        kept = map(Kept, units, _tensors(flat), _tensors(needs), convolved, stats)
-        parts = _by_block(blocks, kept)
-        order = _backwards_again(parts, x) if ctx.recompute else _backwards(parts, x, outputs)
-        gradients, left = (), len(needs)
-        for block, of_block, x, y in order:
-            left -= len(of_block) * len(Tensors._fields)
-            below = needs_dx or any(needs[:left])
-            dy, of_units, g = _backward(block, of_block, x, y, dy, below, needs_g)
-            if needs_g:
-                dresidual, needs_g = g.contiguous(memory_format=ctx.residual_format), False
-            gradients = (*(g for unit in of_units for g in unit), *gradients)
-            if not below:
-                break
-        missing = (None,) * (len(needs) - len(gradients))
-        return None, None, dy if needs_dx else None, dresidual, *missing, *gradients
+            return None, None, *_differentiable(chain, needs, dy, *ctx.saved_tensors)
+        function = functools.partial(_backward_pass, chain, needs, ctx.residual_format)
+        tensors = dy, *ctx.saved_tensors
+        key = None if chain.plans is None else signature(tensors)
+        if key is not None:
+            key = needs, *key, *depends_on(dy)
+        return None, None, *chain.passed(key, function, *tensors)
 
 
-def _differentiable(blocks, dy, x, flat, needs) -> list[Tensor | None]:
-    """The gradients of x and of the units' tensors as functions that have gradients again.
+KEPT = ("stats", "c", "w", "bias")  # of each unit; w and bias where they had to be cast
+
+
+def _forward_pass(chain: Chain, moved: int, *tensors: Tensor | None) -> tuple:
+    """The output; of each unit what KEPT names; and the blocks' outputs that the backward reads.
+
+    The tensors: the input, the residual, so many that are running, and the units'.
+    """
+    x, residual, *tensors = tensors
+    running, given = chain.running(tensors[:moved]), _tensors(tensors[moved:])
+    y, kept, outputs = x, [], []
+    running = [of for _, of in _by_block(chain.blocks, running)]
+    for (block, of), r in zip(_by_block(chain.blocks, _cast(given, x)), running, strict=True):
+        y, of_block = _forward(block, y, residual, of, r)
+        kept += of_block
+        outputs.append(y)
+    kept = [
+        t
+        for k, g in zip(kept, given, strict=True)
+        for t in (
+            k.stats,
+            k.c,
+            None if k.tensors.w is g.w else k.tensors.w,
+            None if k.tensors.bias is g.bias else k.tensors.bias,
+        )
+    ]
+    if chain.recompute:
+        outputs = []
+    elif not chain.blocks[-1].gated:
+        outputs.pop()
+    return y, *kept, *outputs
+
+
+def _backward_pass(
+    chain: Chain, needs: Sequence[bool], residual_format, dy: Tensor, x: Tensor, *saved
+) -> tuple:
+    """The gradients of x, of the residual and of the units' tensors."""
+    needs_dx, needs_dresidual, *needs = needs
+    flat, saved = saved[: len(needs)], saved[len(needs) :]
+    outputs = saved[len(KEPT) * len(chain.units) :]
+    last = chain.blocks[-1]
+    dresidual = dy if needs_dresidual else None  # but for what its gate shuts
+    needs_g, dy = needs_dresidual and last.gated, nhwc(dy)
+    kept = []
+    for i, (unit, given, of) in enumerate(
+        zip(chain.units, _tensors(flat), _tensors(needs), strict=True)
+    ):
+        stats, c, w, bias = saved[len(KEPT) * i : len(KEPT) * (i + 1)]
+        used = given._replace(
+            w=given.w if w is None else w, bias=given.bias if bias is None else bias
+        )
+        kept.append(Kept(unit, used, given, of, c, stats))
+    parts = _by_block(chain.blocks, kept)
+    order = _backwards_again(parts, x) if chain.recompute else _backwards(parts, x, outputs)
+    gradients, left = (), len(needs)
+    for block, of_block, x, y in order:
+        left -= len(of_block) * len(Tensors._fields)
+        below = needs_dx or any(needs[:left])
+        dy, of_units, g = _backward(block, of_block, x, y, dy, below, needs_g)
+        if needs_g:
+            dresidual, needs_g = g.contiguous(memory_format=residual_format), False
+        gradients = (*(g for unit in of_units for g in unit), *gradients)
+        if not below:
+            break
+    missing = (None,) * (len(needs) - len(gradients))
+    return dy if needs_dx else None, dresidual, *missing, *gradients
+
+
+def _differentiable(chain: Chain, needs: Sequence[bool], dy: Tensor, x: Tensor, *saved) -> tuple:
+    """The gradients of _backward_pass as functions that have gradients again.
 
     From operators that have second gradients; where a shortcut was given, dy is the gradient of
     what it was added to.
     """
+    needs_dx, needs_dresidual, *needs = needs
+    flat, blocks = saved[: len(needs)], chain.blocks
     *others, last = blocks
     if last.shortcut == "given":
+        if last.gated:
+            dy = _passed(dy, saved[-1], main_units(last)[-1].activation)
         *inner, unit = last.units
         plain = (*inner, unit._replace(activation="none"))
         blocks = (*others, last._replace(units=plain, shortcut="none"))
     units = [unit for block in blocks for unit in block.units]
     # views, lest the search for gradients goes on through the tensors' own history
     x, *flat = (t if t is None else t.view_as(t) for t in (x, *flat))
-    tensors = _tensors(flat)
+    tensors = _cast(_tensors(flat), x)
 
     def normalised(i: int, z: Tensor) -> Tensor:
         unit, t = units[i], tensors[i]
@@ -487,6 +630,8 @@ def _differentiable(blocks, dy, x, flat, needs) -> list[Tensor | None]:
         return batch_norm(c, *running, t.scale, t.shift, unit.of_batch, 0.0, unit.eps)
 
     y = composed(blocks, x, None, normalised)
-    needed = [t for t, needs_it in zip((x, *flat), needs, strict=True) if needs_it]
+    wanted = (needs_dx, *needs)
+    needed = [t for t, needs_it in zip((x, *flat), wanted, strict=True) if needs_it]
     found = iter(torch.autograd.grad(y, needed, dy, create_graph=True, allow_unused=True))
-    return [next(found) if needs_it else None for needs_it in needs]
+    dx, *gradients = (next(found) if needs_it else None for needs_it in wanted)
+    return dx, dy if needs_dresidual else None, *gradients

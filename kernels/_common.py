@@ -17,13 +17,12 @@ from torch._C import (
 )
 from torch._prims_common import suggest_memory_format
 from torch.autograd import _profiler_enabled, forward_ad
-from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ._launch import INTERPRETED, INTERPRETED_BLOCK
+from ._launch import INTERPRETED, INTERPRETED_BLOCK, watched
+from ._plan import PLAIN, plannable, signature, with_plans
 
 Size = int | Sequence[int]  # one for all spatial axes, or one each
-PLAIN = (Tensor, Parameter)  # other types of tensors may have symbolic shapes, or none
 
 LIBRARY = torch.library.Library("tritonconv", "DEF")
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -35,15 +34,16 @@ LONGEST = 2**31 - 2**20
 WIDE_FROM = 2**30
 
 
-def op(schema: str, fake: Callable) -> Callable:
+def op(schema: str, fake: Callable, depends_on: Callable | None = None) -> Callable:
     """Registers the decorated launcher as an opaque private op; `fake` allocates its result.
 
     What it gives calls the op, or the launcher itself where the op would do no more: torch's
-    dispatcher costs twice as much as the rest of a call.
+    dispatcher costs twice as much as the rest of a call.  Then the launcher has plans; depends_on
+    tells, by the first tensor, what its steps depend on beside its arguments.
     """
 
     def register(launcher: Callable) -> Callable:
-        name = schema.split("(")[0]
+        name, by_plan = schema.split("(")[0], with_plans(launcher, depends_on)
 
         def dispatched(*args):
             # the dispatcher makes lists of them: a launcher sees the same from either side
@@ -64,6 +64,10 @@ def op(schema: str, fake: Callable) -> Callable:
                 return registered(*args)
             if _is_tracing():
                 return traced(*args)
+            if plannable():
+                tensors = [a for a in args if isinstance(a, Tensor)]
+                found = signature(tensors)
+                return registered(*args) if found is None else by_plan(args, found, tensors)
             return launcher(*args) if _unobserved(args) else registered(*args)
 
         return call
@@ -74,7 +78,7 @@ def op(schema: str, fake: Callable) -> Callable:
 def _unobserved(args: tuple) -> bool:
     """Whether the dispatcher would only call the launcher: nobody records or replaces ops, and each
     tensor is what its memory holds."""
-    if _profiler_enabled() or _len_torch_dispatch_stack():
+    if _profiler_enabled() or (_len_torch_dispatch_stack() and not watched()):
         return False
     if _dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch):
         return False
@@ -225,14 +229,19 @@ def check_tensor(name: str, argument: str, x: Tensor, dims: tuple[int, ...] | No
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in autocast's dtype, where it is on; float64 stays, as with torch's operators."""
-    device = tensors[0].device.type
-    # what has autocast, by name: torch 2.11 cannot trace the question which device has it
-    if device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(tensors[0].device.type)
+    if dtype is None:
         return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
     return [
         t.to(dtype) if isinstance(t, Tensor) and t.dtype in FLOATING[:3] else t for t in tensors
     ]
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    # what has autocast, by name: torch 2.11 cannot trace the question which device has it
+    if device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def images(x: Tensor, dims: int) -> Tensor:
@@ -312,9 +321,15 @@ def empty_nhwc(
     return torch.empty_strided(shape, strides, dtype=dtype or like.dtype, device=like.device)
 
 
-def empty_in(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """What a fake returns: like's dtype and device, the memory format the result leaves in."""
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+def empty_in(
+    shape: Sequence[int],
+    like: Tensor,
+    memory_format: torch.memory_format,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """What a fake returns: dtype (or like's), like's device, and the format it leaves in."""
+    dtype = dtype or like.dtype
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:

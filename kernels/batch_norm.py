@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 
 from ._common import check_tensor, flag, layout, public, real, refuse_transforms, reshaped
+from ._plan import plannable, signature, with_plans
 from ._split import sum_dtype
 from .norm.backward import batch_norm_bwd, batch_norm_sums
 from .norm.normalise import batch_norm as normalise
-from .norm.stats import batch_norm_stats
+from .norm.stats import Running, batch_norm_stats, statistics
 
+_moving_statistics = with_plans(
+    lambda x, mean, var, momentum: statistics(x, Running(mean, var, None, momentum))
+)
 NO_RESIDUAL = (None, None, None, None, None, 0.0)
 
 
@@ -33,11 +37,25 @@ class BatchNormFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        needed = ctx.needs_input_grad[:3]
-        gradients = BatchNormBackwardFunction.apply(
-            dy, *ctx.saved_tensors, needed, ctx.b_dtype, *ctx.how
-        )
+        given = dy, *ctx.saved_tensors, ctx.needs_input_grad[:3], ctx.b_dtype, *ctx.how
+        again = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        gradients = BatchNormBackwardFunction.apply(*given) if again else _backward(*given)
         return *gradients, None, None, None, None, None
+
+
+def _backward(dy, x, w, mean, var, needed, b_dtype, of_batch, eps, memory_format):
+    needs_dx, needs_dw, needs_db = needed
+    dx = dw = db = sums = None
+    if needs_dw or needs_db or (needs_dx and of_batch):
+        sums = batch_norm_sums(dy, x, mean, var, w, None, eps, "none", None)
+    if needs_dx:
+        of_x = sums if of_batch else None
+        dx = batch_norm_bwd(dy, x, mean, var, w, None, eps, "none", None, of_x, memory_format)
+    if needs_dw:
+        dw = sums[1].to(w.dtype)
+    if needs_db:
+        db = sums[0].to(b_dtype)
+    return dx, dw, db
 
 
 class BatchNormBackwardFunction(torch.autograd.Function):
@@ -46,18 +64,8 @@ class BatchNormBackwardFunction(torch.autograd.Function):
         ctx.save_for_backward(dy, x, w, mean, var)
         ctx.how = of_batch, eps
         ctx.set_materialize_grads(False)
-        needs_dx, needs_dw, needs_db = needed
-        dx = dw = db = sums = None
-        if needs_dw or needs_db or (needs_dx and of_batch):
-            sums = batch_norm_sums(dy, x, mean, var, w, None, eps, "none", None)
-        if needs_dx:
-            of_x = sums if of_batch else None
-            dx = batch_norm_bwd(dy, x, mean, var, w, None, eps, "none", None, of_x, memory_format)
-        if needs_dw:
-            dw = sums[1].to(w.dtype, copy=True)
-        if needs_db:
-            db = sums[0].to(b_dtype, copy=True)
-        return dx, dw, db
+        dx, dw, db = _backward(dy, x, w, mean, var, needed, b_dtype, of_batch, eps, memory_format)
+        return dx, *(t if t is None else t.clone() for t in (dw, db))  # no views
 
     @staticmethod
     def backward(ctx, *grads):
@@ -137,9 +145,17 @@ def batch_norm(
     x = _as_images(input)
     memory_format = layout(input) if input.dim() == 4 else torch.contiguous_format
     if training:
-        mean, var = stats = batch_norm_stats(x.detach()).unbind()
-        if x.numel() > 0:
-            move_running(running_mean, running_var, stats, x.numel() // x.shape[1], momentum)
+        tensors = [t for t in (x.detach(), running_mean, running_var) if t is not None]
+        found = signature(tensors) if plannable() else None
+        if found is not None:
+            moving = tensors[0], running_mean, running_var, momentum
+            mean, var = _moving_statistics(moving, found, tensors).unbind()
+            if tensors[1:]:  # by a kernel, unknown to autograd
+                torch.autograd.graph.increment_version(tensors[1:])
+        else:
+            mean, var = stats = batch_norm_stats(x.detach()).unbind()
+            if x.numel() > 0:
+                move_running(running_mean, running_var, stats, x.numel() // x.shape[1], momentum)
     else:
         mean, var = running_mean, running_var
     y = BatchNormFunction.apply(x, weight, bias, mean, var, training, eps, memory_format)

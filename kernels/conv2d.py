@@ -42,6 +42,8 @@ class Conv2dFunction(torch.autograd.Function):
         x, w = ctx.saved_tensors
         x_shape, w_shape, how = ctx.of_call
         dx = dw = db = None
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return *_gradients(dy, x, w, ctx.needs_input_grad, *ctx.of_call), None, None
         if ctx.needs_input_grad[0]:
             dx = Conv2dDgradFunction.apply(dy, w, None, x_shape, *how)
         if ctx.needs_input_grad[1]:
@@ -49,6 +51,19 @@ class Conv2dFunction(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             db = Conv2dDbiasFunction.apply(dy)
         return dx, dw, db, None, None
+
+
+def _gradients(dy, x, w, needed, x_shape, w_shape, how) -> tuple[Tensor | None, ...]:
+    """Those that nothing is to be differentiated through: by ops, without Functions."""
+    formats, geometry = how
+    dx = dw = db = None
+    if needed[0]:
+        dx = conv2d_dgrad(dy, w, None, x_shape, formats.x, geometry.flat)
+    if needed[1]:
+        dw = conv2d_wgrad(dy, x, w_shape, formats.w, geometry.flat)
+    if needed[2]:
+        db = conv2d_dbias(dy)
+    return dx, dw, db
 
 
 class Conv2dDgradFunction(torch.autograd.Function):

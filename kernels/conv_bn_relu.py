@@ -9,9 +9,10 @@ convolution's result and, beside a residual, y.
 
 from torch import Tensor
 
-from ._chain import Block, Tensors, Unit, chain, rectified
+from ._chain import CHAINS, Block, Chain, Tensors, Unit, chain_key, rectified
 from ._common import Size, as_given, images, public, real
 from ._conv import as_images, check_channels, fitted, formats, geometry, operands
+from ._plan import plannable
 from .batch_norm import batch_norm, check_norm, move_running
 from .conv2d import conv2d
 
@@ -68,9 +69,21 @@ def conv_bn_relu(
     unit = Unit(g, None, f.w, training, eps, activation)
     block = Block((unit,), "none" if residual is None else "given", f.x, f.y)
     used = (None, None) if training else (running_mean, running_var)
-    y, stats = chain(name, (block,), x, residual, [Tensors(w, b, bn_weight, bn_bias, *used)])
-    for of_batch in stats:
-        n = shape[0] * shape[2] * shape[3]
+    n = shape[0] * shape[2] * shape[3]
+    tensors = Tensors(w, b, bn_weight, bn_bias, *used)
+    key, running = None, ()
+    if plannable():
+        running = (running_mean, running_var, None) if training else ()
+        key = chain_key((block, momentum), x, residual, *tensors, *running)
+    if key is None:
+        running = ()
+    chain = CHAINS.get(key)
+    if chain is None:
+        chain = Chain((block,), (n,), False, key is not None, (momentum,))
+        if key is not None:
+            CHAINS.add(key, chain)
+    y, stats = chain.run(name, x, residual, [tensors], running)
+    for of_batch in stats if key is None else ():
         move_running(running_mean, running_var, of_batch.unbind(), n, momentum)
     return y if input.dim() == 4 else y.squeeze(0)  # a view: y is kept for the backward
 

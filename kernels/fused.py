@@ -13,9 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ._chain import Block, Tensors, Unit, chain, composed, main_units, needs_gradient
-from ._common import FLOATING, autocast, layout
+from ._chain import (
+    CHAINS,
+    Block,
+    Chain,
+    Tensors,
+    Unit,
+    chain_key,
+    composed,
+    main_units,
+    needs_gradient,
+)
+from ._common import FLOATING, autocast, autocast_dtype, layout
 from ._conv import fitted, geometry
+from ._plan import plannable
 from ._split import sum_dtype
 from .batch_norm import move_running
 from .conv_bn_relu import check_activation
@@ -39,15 +50,6 @@ class BlockOf(NamedTuple):
     add: Callable[[Tensor, Tensor], Tensor] = operator.add
 
 
-class Prepared(NamedTuple):
-    """What chain() takes, and what follows it: batch norms and their numbers of values."""
-
-    blocks: tuple[Block, ...]
-    x: Tensor
-    tensors: list[Tensors]
-    of_batch: list[tuple[nn.Module, int]]
-
-
 def run_chain(
     blocks: tuple[BlockOf, ...],
     recompute: bool,
@@ -56,17 +58,36 @@ def run_chain(
     *modules: nn.Module,
 ) -> Tensor:
     """What the modules give for x: the blocks one after another."""
-    prepared = _prepare(blocks, x, residual, modules)
-    if prepared is None:
-        return _one_by_one(blocks, x, residual, modules)
-    y, all_stats = chain(
-        "conv_bn_relu", prepared.blocks, prepared.x, residual, prepared.tensors, recompute
-    )
-    for (norm, n), stats in zip(prepared.of_batch, all_stats, strict=True):
-        *running, _, momentum = norm.statistics()
-        move_running(*running, stats.unbind(), n, momentum)
-    if prepared.of_batch and not torch.compiler.is_compiling() and _saving_is_observed():
-        return Last.apply(y)
+    as_given, (x,) = x, autocast(x)
+    if blocks[0].shortcut == "identity" and as_given.dtype != x.dtype:  # what is added is not cast
+        return _one_by_one(blocks, as_given, residual, modules)
+    units = [unit for block in blocks for unit in block.units]
+    tensors = [_tensors(unit, modules) for unit in units]
+    norms = [modules[unit.norm] for unit in units if unit.norm is not None]
+    norms = [norm for norm in norms if norm.of_batch]
+    key, running = None, ()
+    if plannable():
+        running = [t for norm in norms for t in norm.running]
+        options = [_options(unit, modules) for unit in units]
+        given = (t for unit in tensors for t in unit)
+        key = chain_key((blocks, recompute, *options), x, residual, *given, *running)
+    if key is None:
+        running = ()  # ops, who may look on, have no part in what is running
+    if key is None or (chain := CHAINS.get(key, CHAINS)) is CHAINS:
+        made = _blocks(blocks, x, residual, modules, tensors)
+        momenta = [norm.momentum for norm in norms]
+        chain = None if made is None else Chain(*made, recompute, key is not None, momenta)
+        if key is not None:
+            CHAINS.add(key, chain)
+    if chain is None:
+        return _one_by_one(blocks, as_given, residual, modules)
+    y, all_stats = chain.run("conv_bn_relu", x, residual, tensors, running)
+    if key is None:
+        for norm, stats, n in zip(norms, all_stats, chain.values, strict=True):
+            *running, _, momentum = norm.statistics()
+            move_running(*running, stats.unbind(), n, momentum)
+        if norms and not torch.compiler.is_compiling() and _saving_is_observed():
+            return Last.apply(y)
     return y
 
 
@@ -91,25 +112,42 @@ class Last(torch.autograd.Function):
         return dy
 
 
-def _prepare(
+def _options(of: UnitOf, modules: Sequence[nn.Module]) -> tuple:
+    """What of a unit's modules _unit reads beside their tensors."""
+    conv = modules[of.conv]
+    options = conv.stride, conv.padding, conv.dilation, conv.groups, conv.output_padding
+    if of.norm is None:
+        return options
+    norm = modules[of.norm]
+    return *options, norm.of_batch, norm.eps, norm.momentum
+
+
+def _tensors(of: UnitOf, modules: Sequence[nn.Module]) -> Tensors:
+    conv = modules[of.conv]
+    if of.norm is None:
+        return Tensors(conv.weight, conv.bias)
+    norm = modules[of.norm]
+    running = (None, None) if norm.of_batch else (norm.running_mean, norm.running_var)
+    return Tensors(conv.weight, conv.bias, norm.weight, norm.bias, *running)
+
+
+def _blocks(
     blocks: tuple[BlockOf, ...],
     x: Tensor,
     residual: Tensor | None,
     modules: Sequence[nn.Module],
-) -> Prepared | None:
-    """None where the chain does not cover the call."""
-    given, (x,) = x, autocast(x)
-    if blocks[0].shortcut == "identity" and given.dtype != x.dtype:
-        return None  # what is added is not cast
+    all_tensors: Sequence[Tensors],
+) -> tuple[tuple[Block, ...], list[int]] | None:
+    """A chain's blocks and numbers of values; None where no chain covers the call."""
     if x.dim() != 4 or x.dtype not in FLOATING or 0 in x.shape:
         return None
     shape, x_format = list(x.shape), layout(x)
-    made, all_tensors, of_batch, normalised = [], [], [], True
+    made, values, normalised, left = [], [], True, iter(all_tensors)
     for block in blocks:
         start, units, y_format = shape, [], x_format
         for i, unit_of in enumerate(block.units):
-            side = i == len(main_units(block))
-            unit, tensors = _unit(unit_of, start if side else shape, modules)
+            side, tensors = i == len(main_units(block)), next(left)
+            unit = _unit(unit_of, start if side else shape, modules, tensors)
             found = _shape(unit, tensors, x, start if side else shape)
             if found is None or (side and found != shape):
                 return None
@@ -117,26 +155,27 @@ def _prepare(
             if not side and unit.w_format == torch.channels_last:
                 y_format = torch.channels_last
             units.append(unit)
-            all_tensors.append(tensors)
             normalised = normalised and unit_of.norm is not None
             if unit.of_batch:
-                of_batch.append((modules[unit_of.norm], shape[0] * shape[2] * shape[3]))
+                values.append(shape[0] * shape[2] * shape[3])
         if block.shortcut == "identity" and shape != start:
             return None
         made.append(Block(tuple(units), block.shortcut, x_format, y_format))
         x_format = y_format
-    if any(n == 1 for _, n in of_batch):
+    if 1 in values:
         return None
     if residual is not None and (list(residual.shape), residual.dtype) != (shape, x.dtype):
         return None
-    if not normalised and (of_batch or needs_gradient(x, residual, all_tensors)):
+    given = (t for unit in all_tensors for t in unit)
+    if not normalised and (values or needs_gradient(x, residual, *given)):
         return None
-    return Prepared(tuple(made), x, all_tensors, of_batch)
+    return tuple(made), values
 
 
-def _unit(of: UnitOf, x_shape: Sequence[int], modules: Sequence[nn.Module]) -> tuple[Unit, Tensors]:
-    conv = modules[of.conv]
-    w, bias = autocast(conv.weight, conv.bias)
+def _unit(
+    of: UnitOf, x_shape: Sequence[int], modules: Sequence[nn.Module], tensors: Tensors
+) -> Unit:
+    conv, w = modules[of.conv], tensors.w
     g = geometry("conv_bn_relu", w.shape[2:], conv.stride, conv.padding, conv.dilation, conv.groups)
     size = None
     if conv.transposed:
@@ -144,11 +183,9 @@ def _unit(of: UnitOf, x_shape: Sequence[int], modules: Sequence[nn.Module]) -> t
         size = tuple(g.x_shape(x_shape, w.shape)[2:])
     g = fitted("conv_bn_relu", size or x_shape[2:], w.shape[2:], g)
     if of.norm is None:
-        return Unit(g, size, layout(w), False, 0.0, of.activation), Tensors(w, bias)
+        return Unit(g, size, layout(w), False, 0.0, of.activation)
     norm = modules[of.norm]
-    running = (None, None) if norm.of_batch else (norm.running_mean, norm.running_var)
-    unit = Unit(g, size, layout(w), norm.of_batch, norm.eps, of.activation)
-    return unit, Tensors(w, bias, norm.weight, norm.bias, *running)
+    return Unit(g, size, layout(w), norm.of_batch, norm.eps, of.activation)
 
 
 def _shape(unit: Unit, t: Tensors, x: Tensor, x_shape: Sequence[int]) -> list[int] | None:
@@ -157,17 +194,21 @@ def _shape(unit: Unit, t: Tensors, x: Tensor, x_shape: Sequence[int]) -> list[in
     if x_shape[1] != (channels if unit.size is None else t.w.shape[0]):
         return None
     shape = list(unit.y_shape(x_shape, t.w.shape))
-    vectors = [v for v in t[2:] if v is not None]
+    vectors, cast = [v for v in t[2:] if v is not None], autocast_dtype(x.device.type)
     dtypes = {v.dtype for v in vectors}
     fits = (
         min(shape) > 0
         and all(v.shape == (shape[1],) for v in vectors)
         and len(dtypes) <= 1
         and dtypes <= {x.dtype, sum_dtype(x.dtype)}
-        and all(v.dtype == x.dtype for v in t[:2] if v is not None)
+        and all(_used_in(v.dtype, cast) == x.dtype for v in t[:2] if v is not None)
         and all(v.device == x.device for v in t if v is not None)
     )
     return shape if fits else None
+
+
+def _used_in(dtype: torch.dtype, cast: torch.dtype | None) -> torch.dtype:
+    return dtype if cast is None or dtype not in FLOATING[:3] else cast
 
 
 def _one_by_one(

@@ -101,6 +101,13 @@ class _BatchNorm(_Layer):
         return *running, self.of_batch, momentum
 
     @property
+    def running(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What a batch moves: running mean and variance, and the number of batches."""
+        if self.training and self.track_running_stats:
+            return self.running_mean, self.running_var, self.num_batches_tracked
+        return None, None, None
+
+    @property
     def of_batch(self) -> bool:
         """Whether it normalises with the batch's own statistics."""
         return self.training or (self.running_mean is None and self.running_var is None)

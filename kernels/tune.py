@@ -23,7 +23,7 @@ from ._common import empty_nhwc
 from ._launch import INTERPRETED
 from ._workers import Workers
 from .conv import tuned
-from .conv.dispatch import FAMILIES, Choice, chosen, convolved, reduced
+from .conv.dispatch import FAMILIES, Choice, convolved, forget, reduced
 from .conv.epilogue import Epilogue
 from .conv.problem import Problem
 from .conv.tuned import Tuned
@@ -128,7 +128,7 @@ def tune(
             gain = times[first] / times[winner]
             tuned.add(p.gpu, {key: winner})
             progress.write(f"{key}: {winner.family} {winner.config}, {gain:.2f}x", sys.stdout)
-    chosen.cache_clear()
+    forget()
     return found
 
 

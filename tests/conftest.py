@@ -39,9 +39,9 @@ def ieee_float32():
 @pytest.fixture(autouse=True)
 def no_remembered_choices():
     """What a test patches, the choice of kernels sees."""
-    dispatch.chosen.cache_clear()
+    dispatch.forget()
     yield
-    dispatch.chosen.cache_clear()
+    dispatch.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "kernels/_interpreter.py": set(),
     "kernels/_launch.py": {"_interpreter"},
-    "kernels/_common.py": {"_launch"},
+    "kernels/_common.py": {"_launch", "_plan"},
+    "kernels/_plan.py": {"_launch"},
     "kernels/_pool.py": {"_common"},
     "kernels/_split.py": {"_common", "_launch"},
     "kernels/_conv.py": {"_common", "conv"},
@@ -44,7 +45,7 @@ FAMILY = {"_common", "_launch", "_split", "norm", "conv"} | {
 }
 OPS = FAMILY | {"dispatch"}
 # what runs modules as a chain of fused operators
-FUSED = {"_chain", "_common", "_conv", "_split", "batch_norm", "conv_bn_relu"} | {
+FUSED = {"_chain", "_common", "_conv", "_plan", "_split", "batch_norm", "conv_bn_relu"} | {
     "conv_transpose2d",
     "modules",
 }
@@ -60,20 +61,20 @@ def allowed(path: str) -> set[str]:
         shared = {"general", "gemm", "tma"}  # whose tiles, sizes and copies serve other families
         return FAMILY | shared | {p.stem for p in (ROOT / folder).glob("*.py")}
     if path == "kernels/conv/dispatch.py":
-        return FAMILY | FAMILIES | {"measured", "tuned"}
+        return FAMILY | FAMILIES | {"_plan", "measured", "tuned"}
     if path.startswith("kernels/conv/"):
         return OPS
     return {
         "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"conv"},
         "kernels/explain.py": {"_launch", "conv", "twins"},
         "kernels/tune.py": {"_ahead", "_common", "_launch", "_workers", "conv", "explain"},
-        "kernels/batch_norm.py": OPERATOR | {"norm"},
+        "kernels/batch_norm.py": OPERATOR | {"_plan", "norm"},
         "kernels/conv2d.py": OPERATOR | {"_conv", "conv"},
         "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},
         "kernels/conv1d.py": {"_common", "conv2d", "conv_transpose2d"},
         "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"_common"},
-        "kernels/_chain.py": {"_common", "batch_norm", "conv", "conv2d", "norm"},
-        "kernels/conv_bn_relu.py": {"_common", "_conv", "_chain", "batch_norm", "conv2d"},
+        "kernels/_chain.py": {"_common", "_plan", "batch_norm", "conv", "conv2d", "norm"},
+        "kernels/conv_bn_relu.py": {"_common", "_conv", "_chain", "_plan", "batch_norm", "conv2d"},
         "kernels/fused.py": FUSED,
         "kernels/_others.py": {"batch_norm", "modules"},
         "kernels/_source.py": {"fused"},

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _split
+from .. import _plan, _split
 from .._common import empty_in, empty_nhwc, leave, nhwc
 from .._launch import start, within
-from ..norm.stats import combined, partial_statistics
+from ..norm.stats import Running, combined, partial_statistics
 from . import measured, tuned
 from .boxes.walk import DGRAD as BOXES_DGRAD
 from .boxes.walk import FORWARD as BOXES_FORWARD
@@ -157,6 +157,17 @@ def chosen(
     return choose(problem(work, x, w, y or g.y_shape(x, w), g, dtype, precision, device))
 
 
+def forget() -> None:
+    """Chooses anew, for all contexts."""
+    chosen.cache_clear()
+    _plan.forget()
+
+
+def depends_on(x: Tensor) -> tuple:
+    """All that chosen() depends on beside tensors' sizes and dtypes."""
+    return _plan.generation(), _forced.get(), input_precision(x)
+
+
 def declined(p: Problem) -> dict[str, str]:
     """The families that do not serve p, and why."""
     reasons = {family.name: family.declines(p) for family in FAMILIES[p.work]}
@@ -172,15 +183,16 @@ def convolve(
     with_stats: bool,
     memory_format: torch.memory_format,
     geometry: Sequence[int],
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Forward or dgrad and, where wanted, [mean, var] of its channels."""
+    """Forward or dgrad and, where wanted, [mean, var] of its channels, which move running."""
     if 0 in x_shape:
         return _nothing(work, source, w, x_shape, memory_format, geometry), None
     choice = chosen(
         work, tuple(x_shape), w.shape, None if work == "forward" else source.shape,
         tuple(geometry), source.dtype, input_precision(source), source.device, _forced.get(),
     )  # fmt: skip
-    return convolved(choice, source, w, end, with_stats, memory_format)
+    return convolved(choice, source, w, end, with_stats, memory_format, running)
 
 
 def convolved(
@@ -190,6 +202,7 @@ def convolved(
     end: Epilogue,
     with_stats: bool,
     memory_format: torch.memory_format,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """As convolve, by the kernel of that choice."""
     p, call = choice.problem, choice.call
@@ -198,7 +211,7 @@ def convolved(
     args = *call.operands(nhwc(source), nhwc(w)), result, *call.sizes, *end.arguments(partial)
     outs = (result, partial) if with_stats else (result,)
     start(call.kernel, call.programs, args, outs, call.constants, choice)
-    return leave(result, memory_format), combined(partial) if with_stats else None
+    return leave(result, memory_format), combined(partial, running) if with_stats else None
 
 
 def _nothing(work, source, w, x_shape, memory_format, geometry) -> Tensor:
@@ -213,21 +226,28 @@ def reduce(
     w_shape: Sequence[int],
     memory_format: torch.memory_format,
     geometry: Sequence[int],
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """wgrad."""
+    """wgrad, in dtype or x's."""
     if dy.numel() == 0 or x.numel() == 0:
-        return x.new_zeros(w_shape).contiguous(memory_format=memory_format)
+        return x.new_zeros(w_shape, dtype=dtype).contiguous(memory_format=memory_format)
     choice = chosen(
         "wgrad", x.shape, tuple(w_shape), dy.shape, tuple(geometry), x.dtype, input_precision(x),
         x.device, _forced.get(),
     )  # fmt: skip
-    return reduced(choice, dy, x, memory_format)
+    return reduced(choice, dy, x, memory_format, dtype)
 
 
-def reduced(choice: Choice, dy: Tensor, x: Tensor, memory_format: torch.memory_format) -> Tensor:
+def reduced(
+    choice: Choice,
+    dy: Tensor,
+    x: Tensor,
+    memory_format: torch.memory_format,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """As reduce, by the kernel of that choice."""
     p, call = choice.problem, choice.call
-    dw = empty_nhwc(p.w, x, memory_format)
+    dw = empty_nhwc(p.w, x, memory_format, dtype)
     partial = _split.partial_sums(call.parts, dw)
     args = *call.operands(nhwc(dy), nhwc(x)), partial, *call.sizes
     start(call.kernel, call.programs, args, (partial,), call.constants, choice)

@@ -2,14 +2,16 @@
 serves the problem."""
 
 from .._common import empty_in, op
-from .dispatch import reduce
+from .dispatch import depends_on, reduce
 from .geometry import SCHEMA
 
 
 @op(
     "conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_shape, MemoryFormat memory_format, "
-    f"{SCHEMA}) -> Tensor",
-    lambda dy, x, w_shape, memory_format, _: empty_in(w_shape, x, memory_format),
+    f"{SCHEMA}, ScalarType? dtype=None) -> Tensor",
+    lambda dy, x, w_shape, memory_format, _, dtype=None: empty_in(w_shape, x, memory_format, dtype),
+    depends_on,
 )
-def conv2d_wgrad(dy, x, w_shape, *how):
-    return reduce(dy, x, w_shape, *how)
+def conv2d_wgrad(dy, x, w_shape, memory_format, geometry, dtype=None):
+    """In dtype, or else x's."""
+    return reduce(dy, x, w_shape, memory_format, geometry, dtype)

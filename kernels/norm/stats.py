@@ -7,6 +7,9 @@ differ by may be smaller than that.  Sums are of shares of the whole, so that no
 before the variance does.
 """
 
+from typing import NamedTuple
+
+import numpy
 import torch
 import triton
 import triton.language as tl
@@ -97,12 +100,25 @@ def _batch_norm_stats_kernel(
     store_statistics(partial_ptr, split, c, C, c < C, n, near, rest, var)
 
 
+@triton.jit
+def move(ptr, value, rate, inside):
+    """What is at ptr, by rate towards value; as a sum, for a difference makes NaN of infinity."""
+    old = tl.load(ptr, mask=inside, other=0.0).to(value.dtype)
+    tl.store(ptr, old * (1 - rate) + value * rate, mask=inside)
+
+
 @triton.jit(do_not_specialize=("parts", "parts_a_share"))
 def _batch_norm_combine_kernel(
-    partial_ptr, out_ptr, parts, C, parts_a_share,  # [parts, 4, C] -> [shares, 4, C], or [2, C]
-    LAST: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    partial_ptr, out_ptr, mean_ptr, var_ptr, batches_ptr,  # running mean and variance [C]
+    parts, C, parts_a_share, momentum, momentum_rest,  # [parts, 4, C] -> [shares, 4, C], or [2, C]
+    LAST: tl.constexpr, AVERAGE: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """The last one moves what is running: by momentum, or to the average of all batches.
+
+    By momentum it counts the batch; for the average it was counted before, since all programs read
+    the number.
+    """
     c, own, first, last = pixel_share(parts, C, parts_a_share, INDEX, BLOCK_C)
     n = tl.zeros((BLOCK_C,), ACC)
     mean, rest, var = n, n, n
@@ -127,6 +143,18 @@ def _batch_norm_combine_kernel(
     if LAST:
         tl.store(out_ptr + c, mean + rest, mask=c < C)
         tl.store(out_ptr + C + c, var, mask=c < C)
+        rate = tl.zeros((BLOCK_C,), ACC)
+        if AVERAGE:
+            rate += 1.0 / tl.load(batches_ptr).to(ACC)
+        else:
+            rate += momentum
+            rate += momentum_rest
+            if batches_ptr is not None:
+                tl.store(batches_ptr, tl.load(batches_ptr) + 1, mask=tl.program_id(0) == 0)
+        if mean_ptr is not None:
+            move(mean_ptr + c, mean + rest, rate, c < C)
+        if var_ptr is not None:
+            move(var_ptr + c, var * (n / (n - 1)), rate, c < C)
     else:
         store_statistics(out_ptr, own, c, C, c < C, n, mean, rest, var)
 
@@ -146,19 +174,40 @@ def partial_statistics(parts: int, C: int, x: Tensor) -> Tensor:
     return torch.empty((parts, 4, C), dtype=sum_dtype(x.dtype), device=x.device)
 
 
-def combined(partial: Tensor) -> Tensor:
-    """[mean, var] of each channel from partial statistics [parts, 4, C]."""
+class Running(NamedTuple):
+    """What a batch's statistics move: running mean and unbiased variance, and the batches' number.
+
+    By momentum; or, where that is None, to the average of all batches.
+    """
+
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    batches: Tensor | None = None
+    momentum: float | None = 0.0
+
+
+def combined(partial: Tensor, running: Running | None = None) -> Tensor:
+    """[mean, var] of each channel from partial statistics [parts, 4, C]; running is moved."""
     parts, _, C = partial.shape
     share = parts if parts <= 4 * BLOCK_PARTS else BLOCK_PARTS
     left = triton.cdiv(parts, share)
     out = partial.new_empty((2, C) if left == 1 else (left, 4, C))
     block_c = min(triton.next_power_of_2(C), 32)
+    mean, var, batches, momentum = Running() if running is None or left > 1 else running
+    average = momentum is None and batches is not None
+    if average:
+        batches.add_(1)
+    # Triton passes floats in 32 bits
+    momentum = momentum or 0.0
+    near = float(numpy.float32(momentum))
+    moved = tuple(t for t in (mean, var, batches) if t is not None)
     launch(
         _batch_norm_combine_kernel, left * triton.cdiv(C, block_c),
-        partial, out, parts, C, share,
-        left == 1, accumulator(partial.dtype), index_type(partial), BLOCK_PARTS, block_c, out=out,
+        partial, out, mean, var, batches, parts, C, share, near, momentum - near,
+        left == 1, average, accumulator(partial.dtype), index_type(partial), BLOCK_PARTS, block_c,
+        out=(out, *moved),
     )  # fmt: skip
-    return out if left == 1 else combined(out)
+    return out if left == 1 else combined(out, running)
 
 
 @op(
@@ -167,6 +216,11 @@ def combined(partial: Tensor) -> Tensor:
 )
 def batch_norm_stats(x):
     """[mean, var] of each channel."""
+    return statistics(x)
+
+
+def statistics(x: Tensor, running: Running | None = None) -> Tensor:
+    """As batch_norm_stats; running is moved."""
     N, C, H, W = x.shape
     if x.numel() == 0:
         return x.new_full((2, C), float("nan"), dtype=sum_dtype(x.dtype))
@@ -177,4 +231,4 @@ def batch_norm_stats(x):
         nhwc(x), partial, N * H * W, C, pixels_a_split,
         accumulator(x.dtype), index_type(x), out=partial, **blocks,
     )  # fmt: skip
-    return combined(partial)
+    return combined(partial, running)

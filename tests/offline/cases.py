@@ -110,7 +110,8 @@ def pool(operator, *args, **options) -> Callable[[str], None]:
 
 def batch_norm(dtype: str) -> None:
     x, w, b = empty((8, 64, 28, 28), dtype), empty((64,), dtype), empty((64,), dtype)
-    y = tritonconv.batch_norm(x, None, None, w, b, training=True)
+    running = empty((64,), dtype, False), empty((64,), dtype, False)
+    y = tritonconv.batch_norm(x, *running, w, b, training=True)
     y.backward(torch.empty_like(y))
 
 

@@ -76,7 +76,7 @@ def _chosen(call: Callable[[], None], given: Choices) -> Choices:
         return choices[p]
 
     right = dispatch.choose
-    dispatch.chosen.cache_clear()
+    dispatch.forget()
     with mock.patch.object(dispatch, "choose", choose):
         call()
     return choices
