@@ -1,7 +1,7 @@
 """What a sweep's processes do, each a call of one of these."""
 
-import statistics
 from functools import partial
+from statistics import median
 
 import torch
 from tritonconv import _ahead, tune
@@ -11,7 +11,7 @@ from tritonconv.conv.tuned import Tuned
 
 from . import device, measure, sides
 from .cases import Row
-from .configurations import problem_of
+from .configurations import Named, configured, problem_of
 from .networks import NetworkRow
 from .plan import Task
 
@@ -30,8 +30,8 @@ def needed(task: Task, gpu: Gpu) -> list[Kernel]:
         of = measure.calls(row)
         given = of.inputs(row, "cpu", filled=False)
         found += _ahead.kernels(lambda: of.MAKE["ours"](row, given)(), *gpu)
-    if task.configurations:
-        for choice in candidates(row, gpu):
+    for named in configured(row) if task.configurations else ():
+        for choice in candidates(named, gpu):
             tensors = tune.operands(choice.problem, "cpu")
             found += _ahead.kernels(partial(tune.run, choice, *tensors), *gpu)
     return found
@@ -45,8 +45,8 @@ def without_graph(task: Task) -> Task:
     return task._replace(row=row)
 
 
-def candidates(row: Row, gpu: Gpu) -> list[Choice]:
-    return tune.candidates(problem_of(row, *gpu))
+def candidates(named: Named, gpu: Gpu) -> list[Choice]:
+    return tune.candidates(problem_of(named, *gpu))
 
 
 _last: sides.Call | None = None  # whose kernels may be asked for next
@@ -63,15 +63,17 @@ def kernels(row: NetworkRow) -> dict[str, tuple[int, float]]:
     return device.kernels(_last)
 
 
-def microseconds(row: Row, configuration: Tuned) -> float:
-    """The time of a configuration whose result is right."""
-    given = measure.problem(row)
-    (choice,) = (c for c in candidates(row, device.gpu()) if c.tuned == configuration)
-    call = partial(tune.run, choice, given.inputs.x, given.inputs.w, given.inputs.dy)
-    measure.check(row, f"{row} {configuration}", call, given, ours=True)
-    if row.graphed:
-        call = device.captured(call)
-    return 1e6 * statistics.median(device.times(call, ROUNDS))
+def microseconds(row: Row, statistics: bool, configuration: Tuned) -> float:
+    """The time of a configuration whose results are right."""
+    given, named = measure.problem(row), Named(row, statistics)
+    (choice,) = (c for c in candidates(named, device.gpu()) if c.tuned == configuration)
+    run = partial(tune.run, choice, given.inputs.x, given.inputs.w, given.inputs.dy)
+    measure.check(row, f"{named} {configuration}", lambda: run()[0], given, ours=True)
+    if statistics:
+        y, found = run()
+        measure.check_statistics(f"{named} {configuration}", y, found)
+    call = device.captured(run) if row.graphed else run
+    return 1e6 * median(device.times(call, ROUNDS))
 
 
 def prepare(row: Row | NetworkRow) -> None:

@@ -94,6 +94,13 @@ def check(row: Row | NetworkRow, name: str, call: sides.Call, given: Problem, ou
     require(row, name, results, given, ours)
 
 
+def check_statistics(name: str, y: Tensor, found: Tensor) -> None:
+    """found: mean and variance of y's channels."""
+    var, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    require_same_problem(f"{name}: mean", found[0], mean)
+    require_same_problem(f"{name}: variance", found[1], var)
+
+
 def require(
     row: Row | NetworkRow, name: str, results: list[Tensor], given: Problem, is_ours: bool
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from .cases import Row, goal, goals, rows
-from .configurations import has_configurations
+from .configurations import configured
 from .networks import NetworkRow, network_rows
 
 # how the nets of layers begin, what a sweep that is cut should have of them first
@@ -50,7 +50,7 @@ def _of_networks(chosen: Iterable[NetworkRow]) -> Iterator[Task]:
 def _of_layers(chosen: Iterable[Row]) -> Iterator[Task]:
     for row in sorted(chosen, key=_nets_place):
         sides = tuple(side for side in ("eager", "ours", "unfused") if side in row.sides)
-        yield Task(row, sides, has_configurations(row) and _is_first(row))
+        yield Task(row, sides, bool(configured(row)) and _is_first(row))
 
 
 def _compiled() -> Iterator[Task]:

@@ -20,6 +20,7 @@ from . import device
 from .cases import Row, device_key
 
 if TYPE_CHECKING:  # tritonconv's import decides whether it is interpreted: not yet here
+    from .configurations import Named
     from .networks import NetworkRow
 
 VERSION = 2
@@ -93,8 +94,8 @@ class Results:
             measured["kernels"] = kernels
         self._write()
 
-    def add_configuration(self, row: "Row", configuration: str, us: float) -> None:
-        self.configurations.setdefault(str(row), {})[configuration] = us
+    def add_configuration(self, named: "Row | Named", configuration: str, us: float) -> None:
+        self.configurations.setdefault(str(named), {})[configuration] = us
         self._write()
 
     def add_failure(self, what: str) -> None:

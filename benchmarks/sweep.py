@@ -25,7 +25,7 @@ from tritonconv._workers import CallError, Worker, WorkerDiedError, Workers
 from tritonconv.tune import processes
 
 from . import bounded, counters, device, jobs, rehearsal, report
-from .configurations import as_text
+from .configurations import as_text, configured
 from .jobs import Gpu
 from .networks import NetworkRow
 from .plan import Task
@@ -112,10 +112,12 @@ def _calls(task: Task, results: Results, gpu: Gpu) -> Iterator[Call]:
         if isinstance(row, NetworkRow):
             take = partial(results.add_kernels, row, side)
             yield Call(jobs.kernels, (row,), take, f"{row}: {side}'s kernels")
-    for choice in jobs.candidates(row, gpu) if task.configurations else ():
-        text = as_text(choice.tuned)
-        take = partial(results.add_configuration, row, text)
-        yield Call(jobs.microseconds, (row, choice.tuned), take, f"{row}: {text}")
+    for named in configured(row) if task.configurations else ():
+        for choice in jobs.candidates(named, gpu):
+            text = as_text(choice.tuned)
+            take = partial(results.add_configuration, named, text)
+            args = row, named.statistics, choice.tuned
+            yield Call(jobs.microseconds, args, take, f"{named}: {text}")
 
 
 def _run(call: Call, worker: Worker, results: Results, end: float, dry: bool) -> bool:

@@ -78,12 +78,15 @@ def operands(p: Problem, device: str) -> list[torch.Tensor]:
     return [empty_nhwc(shape, like) for shape in (p.x, p.w, p.y)]
 
 
-def run(choice: Choice, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The choice's pass of these: y, or of a gradient dy."""
-    if choice.problem.work == "wgrad":
-        return reduced(choice, y, x, torch.channels_last)
-    source = x if choice.problem.work == "forward" else y
-    return convolved(choice, source, w, Epilogue(), False, torch.channels_last)[0]
+def run(
+    choice: Choice, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The choice's pass of these: y, or of a gradient dy; and its statistics if they are wanted."""
+    p = choice.problem
+    if p.work == "wgrad":
+        return reduced(choice, y, x, torch.channels_last), None
+    source = x if p.work == "forward" else y
+    return convolved(choice, source, w, Epilogue(), p.statistics, torch.channels_last)
 
 
 def processes() -> int:

@@ -148,13 +148,15 @@ def chosen(
     precision: str,
     device: torch.device,
     forced: tuple[str, Config | None] | None,
+    statistics: bool = False,
 ) -> Choice:
     """choose(problem(...)), remembered; y, where it is None, follows from the others.
 
     forced is what this context forces: what else it is remembered by.
     """
     g = from_flat(geometry)
-    return choose(problem(work, x, w, y or g.y_shape(x, w), g, dtype, precision, device))
+    y = y or g.y_shape(x, w)
+    return choose(problem(work, x, w, y, g, dtype, precision, device, statistics))
 
 
 def forget() -> None:
@@ -191,6 +193,7 @@ def convolve(
     choice = chosen(
         work, tuple(x_shape), w.shape, None if work == "forward" else source.shape,
         tuple(geometry), source.dtype, input_precision(source), source.device, _forced.get(),
+        with_stats,
     )  # fmt: skip
     return convolved(choice, source, w, end, with_stats, memory_format, running)
 

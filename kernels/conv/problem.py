@@ -23,6 +23,7 @@ class Problem(NamedTuple):
     index: tl.dtype  # holds every offset into x, w and y
     capability: tuple[int, int] | None  # of the GPU; None in the interpreter
     gpu: str = ""  # its name
+    statistics: bool = False  # of the result, too
 
     def __str__(self) -> str:
         g = self.geometry
@@ -30,7 +31,7 @@ class Problem(NamedTuple):
         return (
             f"{self.work} of x {list(self.x)}, w {list(self.w)}, y {list(self.y)}, stride "
             f"{g.stride}, padding {padding}, dilation {g.dilation}, groups {g.groups}, "
-            f"{str(self.dtype).removeprefix('torch.')}"
+            f"{str(self.dtype).removeprefix('torch.')}{', with statistics' * self.statistics}"
         )
 
     @property
@@ -61,9 +62,10 @@ def problem(
     dtype: torch.dtype,
     precision: str,
     device: torch.device,
+    statistics: bool = False,
 ) -> Problem:
-    capability = None if INTERPRETED else device_capability(device)
-    return problem_on(capability, device_name(device), work, x, w, y, g, dtype, precision)
+    on = None if INTERPRETED else device_capability(device), device_name(device)
+    return problem_on(*on, work, x, w, y, g, dtype, precision, statistics)
 
 
 def problem_on(
@@ -76,10 +78,11 @@ def problem_on(
     g: Geometry,
     dtype: torch.dtype,
     precision: str,
+    statistics: bool = False,
 ) -> Problem:
     index = index_type(most=max(math.prod(x), math.prod(w), math.prod(y)))
     shapes = tuple(x), tuple(w), tuple(y)
-    return Problem(work, *shapes, g, dtype, precision, index, capability, gpu)
+    return Problem(work, *shapes, g, dtype, precision, index, capability, gpu, statistics)
 
 
 def device_name(device: torch.device) -> str:

@@ -34,7 +34,7 @@ def key(p: Problem) -> str:
     return (
         f"{p.work} {8 * p.dtype.itemsize}-bit {p.precision} taps {p.w[2]}x{p.w[3]} "
         f"stride {g.stride[0]}x{g.stride[1]} {'groups of' if g.groups > 1 else 'channels'} "
-        f"{_power(CG)}-{_power(COG)} pixels {_power(pixels)}"
+        f"{_power(CG)}-{_power(COG)} pixels {_power(pixels)}{' with statistics' * p.statistics}"
     )
 
 
@@ -65,7 +65,13 @@ def table() -> dict[str, dict[str, Tuned]]:
 
 
 def lookup(p: Problem) -> Tuned | None:
-    return table().get(p.gpu, {}).get(key(p))
+    return of(table().get(p.gpu, {}), p)
+
+
+def of(found: dict[str, Tuned], p: Problem) -> Tuned | None:
+    """For p among what was found; with statistics, or else what is best without."""
+    entry = found.get(key(p))
+    return found.get(key(p._replace(statistics=False))) if entry is None else entry
 
 
 def add(gpu: str, found: dict[str, Tuned]) -> None:

@@ -13,7 +13,7 @@ from tritonconv.conv.tuned import Tuned
 from benchmarks import choose, device, regret
 from benchmarks.__main__ import main
 from benchmarks.cases import rows
-from benchmarks.configurations import as_text, from_text, problem_of, times
+from benchmarks.configurations import STATISTICS, Named, as_text, from_text, problem_of, times
 from benchmarks.results import FOLDER, VERSION, read
 
 H200 = FOLDER / "H200-2026-11-26.json"
@@ -56,7 +56,7 @@ def test_the_shipped_choices_lose_less(recorded):
 
 def test_regret_counts_what_was_measured(recorded):
     row = "r50_l3_c2-forward-bf16"
-    p = problem_of(ROWS[row], (9, 0), "NVIDIA H200")
+    p = problem_of(Named(ROWS[row]), (9, 0), "NVIDIA H200")
     guess = as_text(regret.as_tuned(dispatch.guessed(p)))
     found = regret.regret(of(recorded, {row: {guess: 150.0, "general 128 16 64 4 4": 100.0}}))
     assert found.guess == {p: 1.5}
@@ -83,7 +83,8 @@ def test_every_shipped_choice_serves_its_problem(content, key):
     g, x, w = from_flat(choice["geometry"]), choice["x"], choice["w"]
     dtype = {"16-bit": torch.float16, "32-bit": torch.float32}[bits]
     on = tuple(content["capability"]), content["gpu"]
-    p = problem_on(*on, work, x, w, g.y_shape(x, w), g, dtype, precision)
+    statistics = key.endswith(" with statistics")
+    p = problem_on(*on, work, x, w, g.y_shape(x, w), g, dtype, precision, statistics)
     assert tuned.key(p) == key
     assert dispatch.choose(p).tuned == Tuned(choice["family"], tuple(choice["config"]))
 
@@ -99,7 +100,7 @@ def shipped(recorded, tmp_path, monkeypatch):
 
     def write(found: dict[str, float]):
         choose.write_table(of(recorded, {FORWARD: found}), tmp_path)
-        return problem_of(ROWS[FORWARD], (9, 0), "NVIDIA H200")
+        return problem_of(Named(ROWS[FORWARD]), (9, 0), "NVIDIA H200")
 
     return write
 
@@ -122,7 +123,7 @@ def test_the_first_guess_keeps_its_place_against_noise(shipped):
 def test_problems_that_share_a_key_share_the_choice_that_loses_least(recorded):
     """128 and 112 channels count as 64 to 127 and more."""
     a, b = "incep_4c_3x3-forward-bf16", "incep_4c_3x3-forward-fp16"
-    p, q = (problem_of(ROWS[row], (9, 0), "NVIDIA H200") for row in (a, b))
+    p, q = (problem_of(Named(ROWS[row]), (9, 0), "NVIDIA H200") for row in (a, b))
     assert tuned.key(p) == tuned.key(q)
     each = {a: {TABLE[0]: 10.0, TABLE[2]: 20.0}, b: {TABLE[0]: 50.0, TABLE[2]: 20.0}}
     ((_, best, us),) = choose.best_by_key(of(recorded, each)).values()
@@ -151,6 +152,16 @@ def test_a_gpu_without_a_table_takes_that_of_its_architecture(shipped, recorded,
     assert found == [TABLE[1], TABLE[1], TABLE[2], TABLE[2]]
     older = p._replace(gpu="NVIDIA A100", capability=(8, 0))
     assert dispatch.choose(older).tuned == regret.as_tuned(dispatch.guessed(older))
+
+
+def test_what_takes_statistics_has_a_choice_of_its_own_or_that_without(shipped, recorded, tmp_path):
+    p = shipped({TABLE[1]: 50.0})
+    training = p._replace(statistics=True)
+    assert as_text(dispatch.choose(training).tuned) == TABLE[1]
+    both = {FORWARD: {TABLE[1]: 50.0}, FORWARD + STATISTICS: {TABLE[2]: 60.0}}
+    choose.write_table(of(recorded, both), tmp_path)
+    assert as_text(dispatch.choose(training).tuned) == TABLE[2]
+    assert as_text(dispatch.choose(p).tuned) == TABLE[1]
 
 
 def test_rows_of_other_versions_are_passed_over(recorded):

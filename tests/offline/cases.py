@@ -453,7 +453,8 @@ def _measured_choice(capability: tuple[int, int], key: str, choice: dict) -> Cas
     g, x, w = from_flat(choice["geometry"]), choice["x"], choice["w"]
     work, bits, precision = key.split()[:3]
     dtype = {"16-bit": "bf16", "32-bit": "tf32" if precision == "tf32" else "fp32"}[bits]
-    p = problem_on(capability, "", work, x, w, g.y_shape(x, w), g, DTYPES[dtype], precision)
+    numbers = DTYPES[dtype], precision, key.endswith(" with statistics")
+    p = problem_on(capability, "", work, x, w, g.y_shape(x, w), g, *numbers)
     entry = Tuned(choice["family"], tuple(choice["config"]))
 
     def call(dtype: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..problem import Problem
-from ..tuned import Tuned, key
+from ..tuned import Tuned, of
 
 FOLDER = Path(__file__).parent
 
@@ -44,4 +44,4 @@ def lookup(p: Problem) -> Tuned | None:
         return None
     words = set(p.gpu.split())
     nearest = max(alike, key=lambda table: len(words & set(table.gpu.split())))
-    return nearest.choices.get(key(p))
+    return of(nearest.choices, p)
