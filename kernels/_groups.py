@@ -103,6 +103,8 @@ def layer_of(container: nn.Module, node: fx.Node | None) -> nn.Module | None:
     """The layer that node calls with one tensor, if it does."""
     if node is None or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
+    if not isinstance(node.args[0], fx.Node):
+        return None
     return container.get_submodule(node.target)
 
 

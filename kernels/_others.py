@@ -55,7 +55,7 @@ def same(input: Tensor, kernel_size: tuple, stride: tuple, dilation: tuple) -> T
 class FrozenBatchNorm2d(modules._Layer):
     """As torchvision's: a batch norm of buffers, which is in evaluation mode always."""
 
-    of_batch = False
+    of_batch, momentum = False, None  # which a chain asks of a batch norm
 
     def _run(self, input: Tensor) -> Tensor:
         running = self.running_mean, self.running_var

@@ -175,6 +175,11 @@ def parameters(container: nn.Module) -> list[inspect.Parameter]:
     return list(signature.parameters.values())[1:]
 
 
+def is_required(parameter: inspect.Parameter) -> bool:
+    named = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    return named and parameter.default is parameter.empty
+
+
 def read(
     container: nn.Module,
     training: bool,
@@ -183,13 +188,16 @@ def read(
 ) -> Reading:
     """container's forward, called in a mode with tensors for the parameters that are given.
 
+    Of the others those without a default are None.
+
     Containers in it are entered where inside(path) says so and they are understood: then what they
     do is part of the graph.  A node's meta["owner"] is the path of the container that made it.
     """
     reader = _Reader(container, training, inside)
-    tensors = {name: reader.record("", "placeholder", name, ()) for name in given}
+    values = {p.name: None for p in parameters(container) if is_required(p)}
+    values |= {name: reader.record("", "placeholder", name, ()) for name in given}
     own = Own("", container)
-    result = reader.enter(own_class(container).forward, own, (own,), tensors, "")
+    result = reader.enter(own_class(container).forward, own, (own,), values, "")
     try:
         reader.graph.output(reader.recorded(result))
     except TypeError as error:
@@ -539,7 +547,10 @@ class _Frame:
     def is_none(self, node: ast.AST, value: Any) -> bool:
         if isinstance(value, fx.Node):
             container = self.reader.container
-            if value.target in (operator.getitem, unpacked) or (
+            index = value.args[1] if value.target is operator.getitem else ()
+            # what has these may be no tensor, and hold anything
+            held = value.target is unpacked or isinstance(index, (int, str, fx.Node))
+            if held or (
                 value.op == "call_module" and not is_known(container.get_submodule(value.target))
             ):
                 raise self.refusal(node, "branches on a value")

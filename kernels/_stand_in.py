@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ._effects import Effects, harmless
 from ._groups import ADDED_TO, Found, Piece, find_groups, owner_of
 from ._others import alone
-from ._reading import NotUnderstoodError, is_layer, parameters, read
+from ._reading import NotUnderstoodError, is_layer, is_required, parameters, read
 from .fused import BlockOf, UnitOf, Watched, run_chain, warn_once
 
 MOST_OPTIONAL = 2  # parameters that a program is made for both with and without
@@ -116,6 +116,27 @@ def _chain_of(blocks: tuple[BlockOf, ...], recompute: bool) -> Callable:
     return fused
 
 
+class Arguments(NamedTuple):
+    """Of a container's forward, by name."""
+
+    names: tuple[str, ...]
+    required: frozenset[str]
+    optional: frozenset[str]  # those that may be None
+    patterns: list[tuple[str, ...]]  # those that tensors are given for
+
+
+def arguments(container: nn.Module) -> Arguments:
+    named = [p for p in parameters(container) if p.kind is p.POSITIONAL_OR_KEYWORD]
+    names = tuple(p.name for p in named)
+    required = tuple(filter(is_required, named))
+    least = len(required)
+    patterns = [names[:n] for n in range(least, min(len(names), least + MOST_OPTIONAL) + 1)]
+    if 1 < least <= 1 + MOST_OPTIONAL:  # the last ones may be None all the same
+        patterns += [names[:n] for n in range(1, least)]
+    optional = frozenset(p.name for p in named if is_required(p) or p.default is None)
+    return Arguments(names, frozenset(p.name for p in required), optional, patterns)
+
+
 class Outcome(NamedTuple):
     """What became of a container."""
 
@@ -128,21 +149,21 @@ class Fusion(NamedTuple):
     """A container's fused forwards, by mode and by which parameters tensors are given for."""
 
     recompute: bool
-    names: tuple[str, ...] = ()
-    optional: frozenset[str] = frozenset()  # those that are None by default
+    arguments: Arguments | None = None
     programs: dict[tuple[bool, tuple[str, ...]], Program] = {}  # noqa: RUF012 never written to
 
     def find(
         self, training: bool, args: tuple, kwargs: dict
     ) -> tuple[Program | None, list[Tensor]]:
         """The program for a call, if there is one, and what to call it with."""
-        by_name = dict(zip(self.names, args, strict=False)) | kwargs
-        if len(by_name) != len(args) + len(kwargs):
+        names, required, optional, _ = self.arguments
+        by_name = dict(zip(names, args, strict=False)) | kwargs
+        if len(by_name) != len(args) + len(kwargs) or not required <= by_name.keys():
             return None, []
         none = [name for name, value in by_name.items() if value is None]
-        for name in self.optional.intersection(none):
+        for name in optional.intersection(none):
             del by_name[name]
-        given = tuple(name for name in self.names if name in by_name)
+        given = tuple(name for name in names if name in by_name)
         tensors = [by_name[name] for name in given]
         if len(given) != len(by_name) or not all(isinstance(t, Tensor) for t in tensors):
             return None, []
@@ -207,9 +228,9 @@ def specialise(container: nn.Module, recompute: bool) -> Outcome:
     outcome = Outcome({True: {}, False: {}}, set())
     if kind.__reduce_ex__ is not object.__reduce_ex__ or hasattr(kind, "__deepcopy__"):
         return outcome._replace(failure=f"{kind.__name__} is copied in a way of its own")
-    names, optional, patterns = arguments(container)
+    found = arguments(container)
     programs = {}
-    for given in patterns:
+    for given in found.patterns:
         made = None
         for training in (True, False):
             try:
@@ -224,19 +245,8 @@ def specialise(container: nn.Module, recompute: bool) -> Outcome:
                 programs[training, given] = made.program
     if programs:
         container.__class__ = _fused_class(kind)
-        container._fusion = Fusion(recompute, names, optional, programs)
+        container._fusion = Fusion(recompute, found, programs)
     return outcome
-
-
-def arguments(
-    container: nn.Module,
-) -> tuple[tuple[str, ...], frozenset[str], list[tuple[str, ...]]]:
-    """Of container's forward: all by name, those that are None by default, and those given."""
-    named = [p for p in parameters(container) if p.kind is p.POSITIONAL_OR_KEYWORD]
-    names = tuple(p.name for p in named)
-    least = sum(p.default is p.empty for p in named)
-    patterns = [names[:n] for n in range(least, min(len(names), least + MOST_OPTIONAL) + 1)]
-    return names, frozenset(p.name for p in named if p.default is None), patterns
 
 
 def unfuse(container: nn.Module) -> None:

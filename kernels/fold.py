@@ -73,7 +73,7 @@ class _Calls:
         entered: set[nn.Module] = set()  # whose calls are part of another's
         for container in containers(model):
             alone = container not in entered or container in self.partners
-            for given in arguments(container)[2]:
+            for given in arguments(container).patterns:
                 try:
                     graph, watched, _ = read(container, False, given)
                 except NotUnderstoodError as error:

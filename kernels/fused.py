@@ -23,6 +23,7 @@ from ._chain import (
     composed,
     main_units,
     needs_gradient,
+    rectified,
 )
 from ._common import FLOATING, autocast, autocast_dtype, layout
 from ._conv import fitted, geometry
@@ -79,6 +80,13 @@ def run_chain(
         chain = None if made is None else Chain(*made, recompute, key is not None, momenta)
         if key is not None:
             CHAINS.add(key, chain)
+    if chain is None and residual is not None:  # of another shape, perhaps: added apart
+        *before, last = blocks
+        end = last.units[-1]
+        bare = last._replace(units=(*last.units[:-1], end._replace(activation="none")))
+        bare = (*before, bare._replace(shortcut="none"))
+        y = run_chain(bare, recompute, as_given, None, *modules)
+        return rectified(last.add(y, residual), end.activation)
     if chain is None:
         return _one_by_one(blocks, as_given, residual, modules)
     y, all_stats = chain.run("conv_bn_relu", x, residual, tensors, running)

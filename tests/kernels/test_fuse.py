@@ -325,6 +325,17 @@ class GivenResidual(nn.Module):
         return F.relu(y, inplace=True)
 
 
+class BroadcastResidual(nn.Module):
+    """As diffusion models have it: a number for each channel is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = conv_bn(3, 3)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)) + x.mean((2, 3), keepdim=True))
+
+
 class WritesToItsInput(nn.Module):
     def __init__(self):
         super().__init__()
@@ -364,6 +375,7 @@ CONTAINERS = {
     "branches": (Branches, {"conv2d_stats": 3}),
     "two forms": (TwoForms, {"conv2d_stats": 2, "batch_norm": 1}),
     "given residual": (GivenResidual, {"conv2d_stats": 1, "batch_norm": 1}),
+    "broadcast residual": (BroadcastResidual, {"conv2d_stats": 1, "batch_norm": 1}),
     "writes to its input": (WritesToItsInput, {"conv2d_stats": 1, "batch_norm": 1}),
     "used twice": (UsedTwice, {"conv2d_stats": 2}),
     "both modes": (BothModes, {"conv2d_stats": 1}),
@@ -766,6 +778,40 @@ def test_arguments_with_defaults(device):
     assert inspect.signature(fused.forward) == inspect.signature(model.forward)
     with pytest.raises(TypeError, match="multiple values"):
         fused(x, x=x)
+
+
+def test_arguments_without_defaults_may_be_none(device):
+    """As diffusers' residual blocks: an embedding, or none."""
+
+    class Own(Unit):
+        def forward(self, x, shift):
+            y = self.bn(self.conv(x))
+            if shift is not None:
+                shift = shift[:, :, None, None]
+                if shift is not None:
+                    y = y + shift
+            return F.relu(y)
+
+    model, x = Own().eval().double().to(device), images(device)
+    fused, shift = fuse(model), torch.randn(2, 3, dtype=torch.float64, device=device)
+    for given in (None, shift):
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x, given), model(x, given))
+        assert ops(Called(fused, given), x) == ["conv2d_fused"]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'shift'"):
+        fused(x)
+
+
+def test_elements_of_what_a_module_returns_may_be_none():
+    class Own(Unit):
+        def forward(self, x):
+            y = self.relu(x)[0]
+            return F.relu(self.bn(self.conv(x))) if y is not None else x
+
+    lines = []
+    fuse(Own(), report=lines.append)
+    assert lines[0].startswith("conv: kept, for ")
+    assert "branches on a value" in lines[0]
 
 
 class Called(nn.Module):

@@ -183,7 +183,7 @@ MODELS = {
         ),
         (11, 11, 11),
     ),
-    "diffusers UNet2D": (unet, (14, 0, 0)),
+    "diffusers UNet2D": (unet, (14, 0, 10)),
     "diffusers EncoderTiny": (autoencoder, (12, 0, 9)),
 }  # fmt: skip
 
