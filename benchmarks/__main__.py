@@ -13,7 +13,7 @@ SECONDS = {"tests": 200, "tune": 0, "quick": 270, "networks": 0, "report": 30}
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Measure tritonconv's speed.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_run, _add_report, _add_compare, _add_gpu):
+    for add in (_add_run, _add_report, _add_compare, _add_host, _add_gpu):
         add(commands)
     args = parser.parse_args(argv)
     return args.run(args)
@@ -71,6 +71,23 @@ def _compare(args: argparse.Namespace) -> int:
     from .results import read
 
     print(compare(read(args.a), read(args.b)), end="")
+    return 0
+
+
+def _add_host(commands: argparse._SubParsersAction) -> None:
+    from .step import NETWORKS
+
+    command = commands.add_parser(
+        "host", help="what a training step costs the host, on a GPU that does nothing"
+    )
+    command.set_defaults(run=_host)
+    command.add_argument("networks", nargs="*", metavar="NETWORK", default=NETWORKS)
+
+
+def _host(args: argparse.Namespace) -> int:
+    from .step import table
+
+    print(table(args.networks))
     return 0
 
 
