@@ -11,7 +11,15 @@ PROGRAM = "python -m benchmarks"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Measure tritonconv's speed.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_run, _add_report, _add_compare, _add_choose, _add_regret, _add_sweep):
+    for add in (
+        _add_run,
+        _add_report,
+        _add_compare,
+        _add_choose,
+        _add_regret,
+        _add_host,
+        _add_sweep,
+    ):
         add(commands)
     args = parser.parse_args(argv)
     return args.run(args)
@@ -69,6 +77,23 @@ def _compare(args: argparse.Namespace) -> int:
     from .results import read
 
     print(compare(read(args.a), read(args.b)), end="")
+    return 0
+
+
+def _add_host(commands: argparse._SubParsersAction) -> None:
+    from .step import NETWORKS
+
+    command = commands.add_parser(
+        "host", help="what a training step costs the host, on a GPU that does nothing"
+    )
+    command.set_defaults(run=_host)
+    command.add_argument("networks", nargs="*", metavar="NETWORK", default=NETWORKS)
+
+
+def _host(args: argparse.Namespace) -> int:
+    from .step import table
+
+    print(table(args.networks))
     return 0
 
 

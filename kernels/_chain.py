@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._common import apply, autocast_dtype, layout, nhwc
-from ._plan import Remembered, plannable, planned, signature
+from ._plan import Remembered, plannable, planned, signature, written
 from .batch_norm import NO_RESIDUAL, batch_norm
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad, conv2d_dgrad_fused, conv2d_dgrad_stats
@@ -154,9 +154,7 @@ class Chain:
         flat = [t for unit in tensors for t in unit]
         if self.of_batch or needs_gradient(x, residual, *flat):
             y, *stats = apply(name, ChainFunction, self, running, x, residual, *flat)
-            moved = [t for t in running if t is not None]
-            if moved:  # by kernels, unknown to autograd
-                torch.autograd.graph.increment_version(moved)
+            written(*running)
             return y, tuple(stats)
         (y,) = self.passed("infer", functools.partial(_infer, self), x, residual, *flat)
         return y, ()

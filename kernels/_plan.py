@@ -11,6 +11,7 @@ any other.  A plan holds no tensors.  What it cannot name (a tensor from elsewhe
 from a tensor) it does not stand for: then there is none, and every call goes the way of the first.
 """
 
+import functools
 import inspect
 import threading
 import weakref
@@ -171,7 +172,7 @@ class Recorder(TorchDispatchMode):
             (t,) = found
             step = Allocate(self.count, tuple(t.shape), t.stride(), t.dtype, t.device)
             self.add(t)
-        elif function.is_view:
+        elif function.is_view and _alike(found[0], args[0]):  # some may copy
             for t in found:
                 self.note_view(t, args[0])
             return
@@ -207,6 +208,10 @@ class Recorder(TorchDispatchMode):
                 self.steps.append(Start(kernel, programs, *places, meta, choice, prepared))
 
 
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
 class Plan:
     """Steps; and, where each of their kernels is prepared, the function that takes them."""
 
@@ -228,35 +233,36 @@ class Plan:
 
     def one_by_one(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         slots = [*tensors, *(None,) * (self.slots - self.given)]
-
-        def at(place):
-            if isinstance(place, Described):
-                return place.of(at(place.base))
-            if not isinstance(place, Place):
-                return place
-            t = slots[place.slot]
-            return t if place.view is None else viewed(t, *place.view)
-
-        def take(step):
-            if isinstance(step, Allocate):
-                slot, size, strides, dtype, device = step
-                slots[slot] = torch.empty_strided(size, strides, dtype=dtype, device=device)
-            elif isinstance(step, Ask):
-                args, kwargs = _mapped(at, (step.args, step.kwargs))
-                results = tree_leaves(step.function(*args, **kwargs))
-                for slot, t in zip(step.slots, results, strict=False):  # of what is written, none
-                    slots[slot] = t
-            else:
-                outs = {place: at(place) for place in step.outs}
-                args = tuple(outs[a] if _is_in(a, outs) else at(a) for a in step.args)
-                outs = tuple(outs.values())
-                start(step.kernel, step.programs, args, outs, step.meta, step.choice)
-
         for step, left in zip(self.steps, self.left, strict=True):
-            take(step)
+            _take(step, slots)
             for slot in left:
                 slots[slot] = None
-        return tuple(map(at, self.results))
+        return tuple(_at(place, slots) for place in self.results)
+
+
+def _at(place: Any, slots: list) -> Any:
+    if isinstance(place, Described):
+        return place.of(_at(place.base, slots))
+    if not isinstance(place, Place):
+        return place
+    t = slots[place.slot]
+    return t if place.view is None else viewed(t, *place.view)
+
+
+def _take(step: Any, slots: list) -> None:
+    if isinstance(step, Allocate):
+        slot, size, strides, dtype, device = step
+        slots[slot] = torch.empty_strided(size, strides, dtype=dtype, device=device)
+    elif isinstance(step, Ask):
+        args, kwargs = _mapped(functools.partial(_at, slots=slots), (step.args, step.kwargs))
+        results = tree_leaves(step.function(*args, **kwargs))
+        for slot, t in zip(step.slots, results, strict=False):  # of what is written, none
+            slots[slot] = t
+    else:
+        outs = {place: _at(place, slots) for place in step.outs}
+        args = tuple(outs[a] if _is_in(a, outs) else _at(a, slots) for a in step.args)
+        outs = tuple(outs.values())
+        start(step.kernel, step.programs, args, outs, step.meta, step.choice)
 
 
 def _is_in(a: Any, outs: dict) -> bool:
@@ -517,6 +523,13 @@ def plannable() -> bool:
         or _dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
         or recorded()
     )
+
+
+def written(*tensors: Tensor | None) -> None:
+    """Tells autograd, which knows nothing of kernels, that these are not what they were."""
+    known = [t for t in tensors if t is not None and not t.is_inference()]
+    if known:
+        torch.autograd.graph.increment_version(known)
 
 
 _generation = 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._common import check_tensor, flag, layout, public, real, refuse_transforms, reshaped
-from ._plan import plannable, signature, with_plans
+from ._plan import plannable, signature, with_plans, written
 from ._split import sum_dtype
 from .norm.backward import batch_norm_bwd, batch_norm_sums
 from .norm.normalise import batch_norm as normalise
@@ -150,8 +150,7 @@ def batch_norm(
         if found is not None:
             moving = tensors[0], running_mean, running_var, momentum
             mean, var = _moving_statistics(moving, found, tensors).unbind()
-            if tensors[1:]:  # by a kernel, unknown to autograd
-                torch.autograd.graph.increment_version(tensors[1:])
+            written(*tensors[1:])
         else:
             mean, var = stats = batch_norm_stats(x.detach()).unbind()
             if x.numel() > 0:

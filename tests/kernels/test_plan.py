@@ -56,11 +56,13 @@ def images(device, *shape):
 
 @pytest.fixture
 def replays(monkeypatch) -> list:
-    """The plans that are replayed from here on."""
+    """The plans of chains that are replayed from here on; operators' own are not counted."""
     seen, call = [], _plan.Plan.__call__
 
     def counted(plan, tensors):
-        seen.append(plan)
+        chains = [chain for chain in _chain.CHAINS.values() if chain is not None]
+        if any(plan is other for chain in chains for other in chain.plans.values()):
+            seen.append(plan)
         return call(plan, tensors)
 
     monkeypatch.setattr(_plan.Plan, "__call__", counted)
@@ -371,6 +373,17 @@ def test_running_statistics_are_moved_and_counted(momentum, device, replays):
     assert module.bn.running_mean._version >= before + 5  # what else uses it is told
 
 
+def test_inference_mode(device):
+    """Its tensors have no versions to tell anybody."""
+    with torch.inference_mode():
+        module, x = ConvBNReLU(3, 4, 3).to(device), images(device).float()
+        layer = tritonconv.BatchNorm2d(3).to(device)
+        for _ in range(4):
+            assert module(x).is_inference()
+            assert layer(x).is_inference()
+    assert module.bn.num_batches_tracked == 4 or stub() is not None
+
+
 def test_chains_and_plans_are_bounded(device, monkeypatch):
     monkeypatch.setattr(_chain.CHAINS, "most", 3)
     module = ConvBNReLU(3, 4, 3).to(device)
@@ -583,3 +596,23 @@ def test_step_of_a_bottleneck_costs_the_host_little(device):
     assert kernels <= 11  # one casts the weights, the others add gradients to those of before
     assert copies == 0
     assert calls <= 800
+
+
+@pytest.mark.parametrize("way", ["straight", "one by one"])
+def test_a_replay_keeps_nothing_alive(way, device, monkeypatch):
+    """Nor does it need the garbage collector to let go."""
+    x = torch.randn(2, 3, 8, 8, device=device)
+    for _ in range(3):
+        tritonconv.avg_pool2d(x, 2)
+    if way == "one by one":
+        by_triton(monkeypatch)
+    gc.collect()
+    gc.disable()
+    try:
+        given = x.clone()
+        gone = weakref.ref(given), weakref.ref(tritonconv.avg_pool2d(given, 2))
+        del given
+        assert gone[0]() is None
+        assert gone[1]() is None
+    finally:
+        gc.enable()
