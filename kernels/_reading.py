@@ -699,6 +699,8 @@ class _Frame:
                 raise self.refusal(node, "is not understood")
             case ast.Attribute(value, name):
                 owner = self.evaluate(value)
+                if owner is None:
+                    raise self.refusal(node, "calls a method of None")
             case _:
                 owner, name, callee = None, "", self.evaluate(node.func)
         args = self.elements(node.args)

@@ -558,6 +558,11 @@ class NotUnderstood:
         """calls itself"""
         return self.unit(self.forward(x))
 
+    def calls_a_method_of_none(self, x):
+        """calls a method of None"""
+        y = None
+        return self.unit(x) + y.sum()
+
     def reads_the_mode_of_another(self, x):
         """reads another module's mode"""
         return self.unit(x) if self.bn.training else x
