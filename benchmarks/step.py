@@ -32,7 +32,7 @@ def table(networks: Sequence[str]) -> str:
         by_callgrind = []
         if shutil.which("valgrind"):
             by_callgrind = [
-                "valgrind", "--tool=callgrind", "--instr-atstart=no",
+                "valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no",
                 f"--callgrind-out-file={folder}/step",
             ]  # fmt: skip
         command = [PYTHON, ROOT / "tests/stub/run.py", *by_callgrind, PYTHON, "-m", __name__]
