@@ -595,7 +595,7 @@ def test_step_of_a_bottleneck_costs_the_host_little(device):
     assert len(launches) == 27
     assert kernels <= 11  # one casts the weights, the others add gradients to those of before
     assert copies == 0
-    assert calls <= 800
+    assert calls <= (800 if _plan.c_form() else 1600)  # more through launchers in Python
 
 
 @pytest.mark.parametrize("way", ["straight", "one by one"])
