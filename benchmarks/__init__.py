@@ -9,5 +9,8 @@ measure  a row's inputs, its gate and its timing, put together
 host     what needs no GPU: the stubbed launch, the kernels that a network compiles
 results  the file that a run leaves
 report   a results file as Markdown; plots draws it; compare sets two side by side
-gpu      tests, benchmarks and report on a GPU machine, each bounded in time
+sweep    all of it on a GPU, in so many seconds: plan orders it, jobs are its processes' calls,
+         rehearsal its dry run, counters those of Nsight Compute
+choose   the configurations that the package ships; regret tells how good the choices are
+step     what a training step costs the host
 """

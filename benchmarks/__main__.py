@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_run(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("run", help="measure; write a results file")
     command.set_defaults(run=_run)
-    command.add_argument("-m", "--markers", default="quick", help="quick (default), networks, full")
+    command.add_argument("-m", "--markers", default="quick", help="quick (default), full")
     command.add_argument("-k", "--keywords", default="", help="as pytest's -k")
     command.add_argument("--results", type=Path, metavar="FILE", help="(default: by device, date)")
 

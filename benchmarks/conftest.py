@@ -18,7 +18,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "quick: a selection of every operator's family, within 5 minutes on an H100",
-        "networks: a selection of whole networks, within 9 minutes on an H100",
         "full: all there is, for hours",
         "baseline: the other side only, cuDNN's and torch.compile's",
     ):

@@ -38,21 +38,18 @@ class Pass(NamedTuple):
     dtypes: tuple[str, ...]
     sides: tuple[str, ...]
     callables: bool = False  # the model's forward and backward as graphs, the rest of a step not
+    mode: str | None = None  # of torch.compile, on every side
 
 
 PASSES = {
     "training": Pass(True, False, ("bf16",), FUSED_SIDES),
     "training_graph": Pass(True, True, ("bf16",), ("ours", "eager")),
     "training_callables": Pass(True, False, ("bf16",), ("ours", "eager"), callables=True),
+    "training_compiled_graph": Pass(
+        True, False, ("bf16",), ("ours", "eager"), mode="reduce-overhead"
+    ),
     "inference": Pass(False, False, HALF, ("ours", "eager", "unfused")),
     "inference_graph": Pass(False, True, HALF, FUSED_SIDES),
-}
-# sides by row, within 9 minutes on an H100: torch.compile alone takes minutes
-QUICK = {
-    "resnet50_b256-training-bf16": FUSED_SIDES,
-    "resnet50_b256-inference_graph-fp16": ("ours", "eager"),
-    "resnet50_b1-inference_graph-fp16": ("ours", "eager"),
-    "mobilenet_v2_b256-training-bf16": ("ours", "eager"),
 }
 
 
@@ -108,10 +105,6 @@ class NetworkRow(NamedTuple):
     def make(self) -> nn.Module:
         known = RECIPES.get(self.network) or NETWORKS[self.network]
         return known.make(num_classes=self.classes, in_channels=self.x_shape[1])
-
-    def quick(self, side: str) -> bool:
-        """In the networks selection."""
-        return side in QUICK.get(str(self), ())
 
     def entry(self, device: str | None) -> dict:
         """As a Row's."""
@@ -193,8 +186,9 @@ MAKE = {"ours": ours, "unfused": unfused, "eager": eager, "compile": compiled}
 
 
 def expected(row: NetworkRow, given: Inputs) -> Tensor | tuple[Tensor, ...]:
-    """torch's results with twice the precision."""
-    return eager(row._replace(dtype=MORE_PRECISE[row.dtype]), given)()
+    """torch's results with twice the precision, not compiled."""
+    direction = "training" if row.how.training else "inference"
+    return eager(row._replace(dtype=MORE_PRECISE[row.dtype], direction=direction), given)()
 
 
 def loss(output: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
@@ -210,6 +204,9 @@ def _call(row: NetworkRow, model: nn.Module, given: Inputs) -> Call:
     mixed = training and row.dtype in HALF
     weights = torch.float32 if mixed else dtype
     model.to(dtype=weights, memory_format=torch.channels_last).train(training)
+    if row.how.mode:
+        torch.compiler.reset()
+        model.compile(mode=row.how.mode, dynamic=False)
     images, labels = given.images.to(weights), given.labels
     if not training:
         return torch.no_grad()(lambda: model(images))

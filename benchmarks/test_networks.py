@@ -19,6 +19,6 @@ def freed_memory():
     device.free_memory()
 
 
-@timed(_sides(), "networks")
+@timed(_sides())
 def test_device_time(row, side, benchmark, results):
     take(row, side, benchmark, results)

@@ -14,13 +14,13 @@ from .networks import NetworkRow
 from .results import Results
 
 
-def timed(pairs: Iterable[tuple[Row | NetworkRow, str]], selection: str) -> Callable:
-    """Marks a test of `row` and `side`; selection is the marker of those that row.quick names."""
+def timed(pairs: Iterable[tuple[Row | NetworkRow, str]]) -> Callable:
+    """Marks a test of `row` and `side`; of operators those that are quick, too."""
 
     def marks(row: Row | NetworkRow, side: str) -> Iterable[pytest.MarkDecorator]:
         yield pytest.mark.full
-        if row.quick(side):
-            yield getattr(pytest.mark, selection)
+        if isinstance(row, Row) and row.quick(side):
+            yield pytest.mark.quick
         if side != "ours":
             yield pytest.mark.baseline
 
