@@ -88,12 +88,13 @@ def _add_host(commands: argparse._SubParsersAction) -> None:
     )
     command.set_defaults(run=_host)
     command.add_argument("networks", nargs="*", metavar="NETWORK", default=NETWORKS)
+    command.add_argument("--results", type=Path, metavar="FILE", help="write them there, too")
 
 
 def _host(args: argparse.Namespace) -> int:
     from .step import table
 
-    print(table(args.networks))
+    print(table(args.networks, args.results))
     return 0
 
 

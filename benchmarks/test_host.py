@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 from torch.nn import functional as F
-from tritonconv import _launch, conv2d, fuse
+from tritonconv import _launch, fuse
 from tritonconv.nets import LeNet, resnet50
 
-from .host import INTERPRETED, kernels, microseconds, stubbed_launches
+from .host import INTERPRETED, kernels
 
 pytestmark = [pytest.mark.quick, pytest.mark.full]
 compiled = pytest.mark.skipif(_launch.INTERPRETED, reason=INTERPRETED)
@@ -22,41 +22,6 @@ between = perf_counter()
 import tritonconv
 print(between - start, perf_counter() - between)
 """
-
-library = torch.library.Library("tritonconv_benchmark", "DEF")
-library.define("bare(Tensor x, Tensor w, Tensor b) -> Tensor")
-library.impl("bare", lambda x, w, b: torch.empty_like(x), "CompositeExplicitAutograd")
-
-
-class BareFunction(torch.autograd.Function):
-    """The least that an operator with a gradient costs: a Function over an op that allocates."""
-
-    @staticmethod
-    def forward(ctx, x, w, b):
-        ctx.save_for_backward(x, w)
-        return torch.ops.tritonconv_benchmark.bare.default(x, w, b)
-
-    @staticmethod
-    def backward(ctx, dy):
-        raise NotImplementedError
-
-
-@compiled
-@pytest.mark.benchmark(group="host: a call of conv2d with gradient, the launch left out")
-def test_conv2d_call(benchmark, results):
-    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
-    w, b = torch.randn(8, 8, 3, 3).contiguous(memory_format=torch.channels_last), torch.randn(8)
-    tensors = [t.requires_grad_() for t in (x, w, b)]
-    assert kernels(lambda: conv2d(*tensors, padding=1)).total() == 1
-    with stubbed_launches(lambda *launch: None):
-        ours, bare = microseconds(
-            lambda: conv2d(*tensors, padding=1), lambda: BareFunction.apply(*tensors)
-        )
-        benchmark.pedantic(conv2d, tensors, {"padding": 1}, rounds=100, iterations=20)
-    assert 0 < bare < ours
-    figures = {"conv2d_call_us": ours, "bare_function_us": bare, "conv2d_call_ratio": ours / bare}
-    benchmark.extra_info |= figures
-    results.add_host(**figures)
 
 
 @compiled
