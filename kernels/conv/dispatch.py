@@ -156,7 +156,7 @@ def chosen(
     """
     g = from_flat(geometry)
     y = y or g.y_shape(x, w)
-    return choose(problem(work, x, w, y, g, dtype, precision, device, statistics))
+    return choose(problem(device, work, x, w, y, g, dtype, precision, statistics))
 
 
 def forget() -> None:

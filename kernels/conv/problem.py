@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -53,19 +53,11 @@ class Problem(NamedTuple):
         return {"PRECISION": self.precision, "ACC": self.acc, "INDEX": self.index}
 
 
-def problem(
-    work: str,
-    x: Sequence[int],
-    w: Sequence[int],
-    y: Sequence[int],
-    g: Geometry,
-    dtype: torch.dtype,
-    precision: str,
-    device: torch.device,
-    statistics: bool = False,
-) -> Problem:
-    on = None if INTERPRETED else device_capability(device), device_name(device)
-    return problem_on(*on, work, x, w, y, g, dtype, precision, statistics)
+def problem(device: torch.device, *what: Any) -> Problem:
+    """problem_on() the GPU `device`, or in the interpreter."""
+    return problem_on(
+        None if INTERPRETED else device_capability(device), device_name(device), *what
+    )
 
 
 def problem_on(
