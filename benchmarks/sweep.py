@@ -129,10 +129,11 @@ def _run(call: Call, worker: Worker, results: Results, end: float, dry: bool) ->
     try:
         call.take(worker.call(*function, *call.args, seconds=min(call.longest, seconds)))
     except FAULTS as error:
-        if time.monotonic() < end:  # otherwise it is time that failed
+        seconds = end - time.monotonic()
+        if seconds > 0:  # otherwise it is time that failed
             results.add_failure(f"{call.name}: {str(error).strip().splitlines()[-1]}")
             try:
-                worker.call(jobs.require_health, seconds=LONGEST)
+                worker.call(jobs.require_health, seconds=min(LONGEST, seconds))
             except FAULTS:
                 worker.stop()
         return False
