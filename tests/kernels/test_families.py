@@ -262,6 +262,8 @@ def test_force_family_refuses(device):
 FASTEST = [
     ("forward", "grouped", Shape((256, 128, 56, 56), (128, 4, 3, 3), padding=(1, 1), groups=32), (128, 32, 4, 3, 1)),
     ("dgrad", "grouped", Shape((256, 256, 28, 28), (256, 8, 3, 3), padding=(1, 1), groups=32), (128, 32, 4, 3, 1)),
+    ("wgrad", "grouped", Shape((256, 256, 28, 28), (256, 8, 3, 3), padding=(1, 1), groups=32), (32, 32, 2, 1, 3)),
+    ("wgrad", "grouped", Shape((256, 512, 14, 14), (512, 16, 3, 3), padding=(1, 1), groups=32), (64, 16, 1, 1, 9)),
     ("wgrad", "gemm", Shape((256, 64, 56, 56), (256, 64, 1, 1)), (64, 64, 64, 4, 4)),
     ("wgrad", "gemm", Shape((256, 256, 56, 56), (64, 256, 1, 1)), (64, 64, 64, 4, 4)),
     ("wgrad", "gemm", Shape((256, 32, 112, 112), (16, 32, 1, 1)), (64, 64, 64, 4, 4)),
