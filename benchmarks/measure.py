@@ -50,7 +50,10 @@ def checked(row: Row | NetworkRow, side: str) -> sides.Call:
     given = problem(row)
     use_backends(row, search=True)
     call = calls(row).MAKE[side](row, given.inputs)
-    check(row, f"{row}-{side}", call, given, side in ("ours", "unfused"))
+    is_ours = side in ("ours", "unfused")
+    with poisoned_memory() if is_ours else contextlib.nullcontext():
+        results = listed(call())
+    require(row, f"{row}-{side}", results, given, is_ours)
     return call
 
 
@@ -85,13 +88,6 @@ def listed(returned: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
 def use_backends(row: Row | NetworkRow, search: bool) -> None:
     torch.backends.cudnn.benchmark = search
     torch.backends.cudnn.allow_tf32 = row.dtype == "tf32"
-
-
-def check(row: Row | NetworkRow, name: str, call: sides.Call, given: Problem, ours: bool) -> None:
-    """Raises WrongResultError where call's result is wrong, or left unwritten."""
-    with poisoned_memory() if ours else contextlib.nullcontext():
-        results = listed(call())
-    require(row, name, results, given, ours)
 
 
 def check_statistics(name: str, y: Tensor, found: Tensor) -> None:

@@ -67,6 +67,11 @@ class NetworkRow(NamedTuple):
         return PASSES[self.direction]
 
     @property
+    def plain(self) -> "NetworkRow":
+        """The same as called, neither compiled nor in graphs."""
+        return self._replace(direction="training" if self.how.training else "inference")
+
+    @property
     def tag(self) -> str:
         return f"{self.network}_b{self.batch}"
 
@@ -187,8 +192,7 @@ MAKE = {"ours": ours, "unfused": unfused, "eager": eager, "compile": compiled}
 
 def expected(row: NetworkRow, given: Inputs) -> Tensor | tuple[Tensor, ...]:
     """torch's results with twice the precision, not compiled."""
-    direction = "training" if row.how.training else "inference"
-    return eager(row._replace(dtype=MORE_PRECISE[row.dtype], direction=direction), given)()
+    return eager(row.plain._replace(dtype=MORE_PRECISE[row.dtype]), given)()
 
 
 def loss(output: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:

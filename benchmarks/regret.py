@@ -5,17 +5,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from tritonconv.conv import dispatch, measured
+from tritonconv.conv import dispatch
 from tritonconv.conv.family import Config, Family
 from tritonconv.conv.problem import Problem
 
 from .configurations import as_tuned, times
 from .report import table
-
-
-def shipped(p: Problem) -> tuple[Family, Config]:
-    """The dispatcher's choice for who has tuned nothing."""
-    return dispatch.found(p, measured.lookup(p)) or dispatch.guessed(p)
 
 
 class Regret(NamedTuple):
@@ -35,7 +30,7 @@ def regret(results: dict) -> Regret:
             p: t[chosen[p]] / min(t.values()) if chosen[p] in t else None for p, t in found.items()
         }
 
-    return Regret(of(dispatch.guessed), of(shipped))
+    return Regret(of(dispatch.guessed), of(dispatch.shipped))
 
 
 def mean_and_worst(factors: Iterable[float | None]) -> tuple[float, float]:

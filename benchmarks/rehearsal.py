@@ -46,7 +46,7 @@ def standing_in() -> Iterator[None]:
         yield
 
 
-def _pass(*result: Any) -> None:
+def _pass(*result: Any, **named: Any) -> None:
     """Nobody wrote it."""
 
 

@@ -178,6 +178,14 @@ class Chain:
 CHAINS = Remembered(1024)  # by chain_key; None where modules have to be called one by one
 
 
+def remembered(key: tuple | None, make: Callable[[], Chain | None]) -> Chain | None:
+    """The chain of this key, made where there is none; without a key made for this call alone."""
+    if key is None:
+        return make()
+    chain = CHAINS.get(key, CHAINS)
+    return CHAINS.add(key, make()) if chain is CHAINS else chain
+
+
 def chain_key(options: tuple, x: Tensor, *others: Tensor | None) -> tuple | None:
     """All that a chain of these options and tensors, and its passes, depend on; None if on more."""
     found = signature((x, *others))

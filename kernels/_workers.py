@@ -33,7 +33,7 @@ class Worker:
         self.process: subprocess.Popen | None = None
         self.ended, self.lock = False, threading.Lock()  # of who starts or ends the process
 
-    def call(self, function: Callable, *args: Any, seconds: float | None = None) -> Any:
+    def call(self, function: Callable, *args: Any, seconds: float = math.inf) -> Any:
         """function(*args) there: a function of a module, and arguments that can be pickled.
 
         Raises CallError where it raises, and WorkerDiedError where the process dies, or has not
@@ -45,8 +45,8 @@ class Worker:
             late.set()
             process.kill()
 
-        timer = threading.Timer(math.inf if seconds is None else seconds, stop)
-        if seconds is not None and seconds < math.inf:
+        timer = threading.Timer(seconds, stop)
+        if seconds < math.inf:
             timer.start()
         try:
             pickle.dump((function, args), process.stdin)
@@ -114,11 +114,11 @@ class Workers:
             self.idle.put(worker)
         self.threads = ThreadPoolExecutor(count)
 
-    def submit(self, function: Callable, *args: Any, seconds: float | None = None) -> Future:
+    def submit(self, function: Callable, *args: Any, seconds: float = math.inf) -> Future:
         """As Worker.call, in the first that is idle."""
         return self.threads.submit(self._call, function, *args, seconds=seconds)
 
-    def _call(self, function: Callable, *args: Any, seconds: float | None) -> Any:
+    def _call(self, function: Callable, *args: Any, seconds: float) -> Any:
         worker = self.idle.get()
         try:
             return worker.call(function, *args, seconds=seconds)

@@ -9,7 +9,7 @@ convolution's result and, beside a residual, y.
 
 from torch import Tensor
 
-from ._chain import CHAINS, Block, Chain, Tensors, Unit, chain_key, rectified
+from ._chain import Block, Chain, Tensors, Unit, chain_key, rectified, remembered
 from ._common import Size, as_given, images, public, real
 from ._conv import as_images, check_channels, fitted, formats, geometry, operands
 from ._plan import plannable
@@ -77,11 +77,7 @@ def conv_bn_relu(
         key = chain_key((block, momentum), x, residual, *tensors, *running)
     if key is None:
         running = ()
-    chain = CHAINS.get(key)
-    if chain is None:
-        chain = Chain((block,), (n,), False, key is not None, (momentum,))
-        if key is not None:
-            CHAINS.add(key, chain)
+    chain = remembered(key, lambda: Chain((block,), (n,), False, key is not None, (momentum,)))
     y, stats = chain.run(name, x, residual, [tensors], running)
     for of_batch in stats if key is None else ():
         move_running(running_mean, running_var, of_batch.unbind(), n, momentum)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ._chain import (
-    CHAINS,
     Block,
     Chain,
     Tensors,
@@ -24,6 +23,7 @@ from ._chain import (
     main_units,
     needs_gradient,
     rectified,
+    remembered,
 )
 from ._common import FLOATING, autocast, autocast_dtype, layout
 from ._conv import fitted, geometry
@@ -74,12 +74,13 @@ def run_chain(
         key = chain_key((blocks, recompute, *options), x, residual, *given, *running)
     if key is None:
         running = ()  # ops, who may look on, have no part in what is running
-    if key is None or (chain := CHAINS.get(key, CHAINS)) is CHAINS:
+
+    def make() -> Chain | None:
         made = _blocks(blocks, x, residual, modules, tensors)
         momenta = [norm.momentum for norm in norms]
-        chain = None if made is None else Chain(*made, recompute, key is not None, momenta)
-        if key is not None:
-            CHAINS.add(key, chain)
+        return None if made is None else Chain(*made, recompute, key is not None, momenta)
+
+    chain = remembered(key, make)
     if chain is None and residual is not None:  # of another shape, perhaps: added apart
         *before, last = blocks
         end = last.units[-1]

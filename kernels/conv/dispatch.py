@@ -115,7 +115,7 @@ def choose(p: Problem) -> Choice:
             )
         config = config or family.configs(p)[0]
     else:
-        family, config = found(p, tuned.lookup(p)) or found(p, measured.lookup(p)) or guessed(p)
+        family, config = found(p, tuned.lookup(p)) or shipped(p)
     return Choice(p, family, config, family.prepare(p, config))
 
 
@@ -127,6 +127,11 @@ def found(p: Problem, entry: Tuned | None) -> tuple[Family, Config] | None:
         if family.name == entry.family and family.declines(p) is None:
             return next(((family, c) for c in family.configs(p) if c == entry.config), None)
     return None
+
+
+def shipped(p: Problem) -> tuple[Family, Config]:
+    """The choice for who has tuned and forces nothing."""
+    return found(p, measured.lookup(p)) or guessed(p)
 
 
 def guessed(p: Problem) -> tuple[Family, Config]:

@@ -81,7 +81,7 @@ def serving(p: Problem, m: int, n: int, k: int, tables: Tables = TILES) -> tuple
     return guess, *(t for t in tiles if t != guess)
 
 
-def transposes(p: Problem) -> bool:
+def transposes_w(p: Problem) -> bool:
     """Whether weights are transposed for dgrad: TF32 products read both operands along the sum."""
     return p.work == "dgrad" and p.precision == "tf32"
 
@@ -89,6 +89,20 @@ def transposes(p: Problem) -> bool:
 def transposed(w: Tensor) -> Tensor:
     """w [CO, KH, KW, C] in memory as [C, KH, KW, CO]."""
     return nhwc(w.transpose(0, 1))
+
+
+def weights(
+    p: Problem, taps: int, C: int, K: int, block: tuple[int, int]
+) -> tuple[bool, Callable[[Tensor], TensorDescriptor]]:
+    """Whether forward's or dgrad's kernel takes w as [C, taps, K], otherwise [K, taps, C]; and what
+    describes its blocks of so many of C and of K."""
+    transposes, (block_c, block_k) = transposes_w(p), block
+    along_k = p.work == "forward" or transposes
+    if along_k:
+        describe = descriptor((C, taps * K), (block_c, block_k))
+    else:
+        describe = descriptor((K, taps * C), (block_k, block_c))
+    return along_k, lambda w: describe(transposed(w) if transposes else w)
 
 
 def descriptor(

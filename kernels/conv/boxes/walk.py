@@ -133,9 +133,6 @@ def _shape(p: Problem) -> tuple[int, int, int]:
 
 def _prepare(p: Problem, tile: Tile) -> Call:
     (KH, KW), g = p.w[2:], p.geometry
-    taps = KH * KW
-    transposes = tma.transposes(p)
-    along_k = p.work == "forward" or transposes
     apart = [1, 1]
     source_s = result_s = (1, 1)
     if p.work == "forward":
@@ -158,13 +155,10 @@ def _prepare(p: Problem, tile: Tile) -> Call:
         block_k = min(block_k, _power(K))  # beyond a pixel's channels lie its neighbour's
         (SH, SW), (n, h, w) = source_s, box
         of_x = tma.descriptor((N, H // SH, SH, W // SW, SW * K), (n, h, 1, w, block_k))
-    if along_k:
-        of_w = tma.descriptor((C, taps * K), (tile.n, block_k))
-    else:
-        of_w = tma.descriptor((K, taps * C), (block_k, tile.n))
+    along_k, of_w = tma.weights(p, KH * KW, C, K, (tile.n, block_k))
 
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-        return of_x(x), of_w(tma.transposed(w) if transposes else w)
+        return of_x(x), of_w(w)
 
     boxes_n, boxes_h, boxes_w = map(triton.cdiv, images, box)
     parts = boxes_n * boxes_h * boxes_w * math.prod(result_s)
@@ -199,9 +193,10 @@ def _configs(p: Problem) -> tuple[Tile, ...]:
     """The largest first, where it fills the device: it reads least (measured on an H200)."""
     m, n, k = _shape(p)
     tiles = tma.serving(p, m, n, k)
-    if p.capability is not None and p.work == "dgrad" and p.geometry.stride != (1, 1):
-        # under triton 3.6 the products of the largest in TF32 wait for one another
-        tiles = tuple(t for t in tiles if p.dtype.itemsize == 2 or t.m * t.n < tma.LARGE)
+    strided_dgrad = p.work == "dgrad" and p.geometry.stride != (1, 1)
+    if p.capability is not None and strided_dgrad and p.dtype.itemsize == 4:
+        # under triton 3.6 the products of the largest wait for one another
+        tiles = tuple(t for t in tiles if t.m * t.n < tma.LARGE)
     largest = max(tiles, key=lambda t: t.m * t.n)
     if largest.n <= n and triton.cdiv(m, largest.m) * triton.cdiv(n, largest.n) >= tma.PROGRAMS:
         return largest, *(t for t in tiles if t != largest)

@@ -65,17 +65,11 @@ def shape(p: Problem) -> tuple[int, int, int]:
 
 def _prepare(p: Problem, tile: Tile) -> Call:
     pixels, C, K = shape(p)
-    transposes = tma.transposes(p)
-    along_k = p.work == "forward" or transposes
-
     of_x = tma.descriptor((pixels, K), (tile.m, tile.k))
-    if along_k:
-        of_w = tma.descriptor((C, K), (tile.n, tile.k))
-    else:
-        of_w = tma.descriptor((K, C), (tile.k, tile.n))
+    along_k, of_w = tma.weights(p, 1, C, K, (tile.n, tile.k))
 
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-        return of_x(x), of_w(tma.transposed(w) if transposes else w)
+        return of_x(x), of_w(w)
 
     parts = triton.cdiv(pixels, tile.m)
     return Call(

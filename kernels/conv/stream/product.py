@@ -111,17 +111,11 @@ def _declines(p: Problem) -> str | None:
 def _prepare(p: Problem, walk: Walk) -> Call:
     pixels, C, K = shape(p)
     block_k = max(triton.next_power_of_2(K), LEAST_K)
-    transposes = tma.transposes(p)
-    along_k = p.work == "forward" or transposes
-
     of_x = tma.descriptor((pixels, K), (walk.m, block_k))
-    if along_k:
-        of_w = tma.descriptor((C, K), (walk.n, block_k))
-    else:
-        of_w = tma.descriptor((K, C), (block_k, walk.n))
+    along_k, of_w = tma.weights(p, 1, C, K, (walk.n, block_k))
 
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-        return of_x(x), of_w(tma.transposed(w) if transposes else w)
+        return of_x(x), of_w(w)
 
     stages = min(max(RING // (walk.m * block_k * p.dtype.itemsize), 2), MOST_STAGES)
     tiles_c = triton.cdiv(C, walk.n)
