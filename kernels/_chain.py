@@ -1,14 +1,17 @@
-"""Convolutions, each normalised and rectified, as one differentiable operation.
+"""Convolutions, each with a batch norm and an activation, as one differentiable operation.
 
 A block is units one after another.  Its input x is z_0, and
 
     c_i = conv_i(z_{i-1}) + bias_i,  z_i = act_i(norm_i(c_i)),  y = act_k(norm_k(c_k) + shortcut)
 
-where the shortcut is nothing, x, a given tensor, or x through a unit of its own that is not
-rectified.  A chain is blocks one after another.  A batch's statistics come from its convolution's
+where the shortcut is nothing, x, a given tensor, or x through a unit of its own without an
+activation.  A chain is blocks one after another.  A batch's statistics come from its convolution's
 epilogue.  Kept for the backward are x, each c_i with its mean and variance, and the blocks' outputs
 (or none of these, if they are to be computed again); each z_i is computed again, by the pass that
 takes the sums for norm_i's gradient.
+
+A bare unit has no norm.  Where its result tells the gradient of act_i, the convolution's epilogue
+gives z_i, and that is kept in the place of c_i.
 """
 
 import functools
@@ -18,7 +21,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ._common import apply, autocast_dtype, layout, nhwc
 from ._plan import Remembered, plannable, planned, signature, written
@@ -31,6 +33,7 @@ from .conv.forward import conv2d_forward, conv2d_fused, conv2d_stats
 from .conv.geometry import Formats, Geometry
 from .conv.wgrad import conv2d_wgrad
 from .conv2d import Conv2dDgradFunction, Conv2dFunction
+from .norm.activation import activate, gates, passed_back, told
 from .norm.backward import (
     batch_norm_bwd,
     batch_norm_bwd_and_g,
@@ -53,9 +56,18 @@ class Unit(NamedTuple):
     geometry: Geometry
     size: tuple[int, int] | None  # [OH, OW] of a transposed convolution
     w_format: torch.memory_format
-    of_batch: bool  # normalised with the batch's own statistics
+    norm: str  # none; given: with statistics that are; batch: with the batch's own
     eps: float
     activation: str
+
+    @property
+    def of_batch(self) -> bool:
+        return self.norm == "batch"
+
+    @property
+    def direct(self) -> bool:
+        """Whether the convolution's epilogue gives what the activation does."""
+        return self.norm == "none" and told(self.activation)
 
     def y_shape(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Sequence[int]:
         if self.size is None:
@@ -73,8 +85,9 @@ class Block(NamedTuple):
 
     @property
     def gated(self) -> bool:
-        """Whether y alone tells where the last activation passes gradients."""
-        return self.shortcut != "none" and main_units(self)[-1].activation != "none"
+        """Whether it is y that tells the last activation's gradient."""
+        last = main_units(self)[-1]
+        return last.activation != "none" and (self.shortcut != "none" or last.direct)
 
 
 def main_units(block) -> tuple:
@@ -100,7 +113,7 @@ class Kept(NamedTuple):
     tensors: Tensors
     given: Tensors  # the same as they were given, whose gradients have their dtypes
     needs: Tensors  # which of them need one
-    c: Tensor
+    c: Tensor | None  # None where the block's output stands for it
     stats: Tensor | None  # [mean, var] of the batch
 
     @property
@@ -112,6 +125,8 @@ class Kept(NamedTuple):
         return mean, var, scale, shift, self.unit.eps
 
     def z(self) -> Tensor:
+        if self.unit.direct:
+            return self.c
         return normalise(self.c, *self.norm, *NO_RESIDUAL, self.unit.activation, INSIDE)
 
 
@@ -130,8 +145,17 @@ class Chain:
         remembered: bool = False,
         momenta: Sequence[float | None] = (),  # of the same, for what is running
     ) -> None:
-        self.blocks, self.values, self.recompute = blocks, values, recompute
-        self.momenta = momenta
+        self.inferred = blocks
+        # what follows a shortcut and does not gate is apart where there may be gradients
+        *before, last = blocks
+        *inner, end = main_units(last)
+        self.behind = "none"
+        if last.shortcut != "none" and not gates(end.activation):
+            self.behind = end.activation
+            units = *inner, end._replace(activation="none"), *last.units[len(inner) + 1 :]
+            blocks = *before, last._replace(units=units)
+        self.blocks, self.values, self.momenta = blocks, values, momenta
+        self.recompute = recompute and all(u.norm != "none" for b in blocks for u in b.units)
         self.units = [unit for block in blocks for unit in block.units]
         self.of_batch = any(unit.of_batch for unit in self.units)
         self.plans = Remembered(MOST_PLANS) if remembered else None
@@ -155,7 +179,7 @@ class Chain:
         if self.of_batch or needs_gradient(x, residual, *flat):
             y, *stats = apply(name, ChainFunction, self, running, x, residual, *flat)
             written(*running)
-            return y, tuple(stats)
+            return activate(y, self.behind), tuple(stats)
         (y,) = self.passed("infer", functools.partial(_infer, self), x, residual, *flat)
         return y, ()
 
@@ -234,7 +258,7 @@ def _by_block(blocks: tuple[Block, ...], per_unit: Sequence) -> list[tuple[Block
 
 
 def _infer(chain: Chain, x: Tensor, residual: Tensor | None, *flat: Tensor | None) -> tuple:
-    for block, tensors in _by_block(chain.blocks, _cast(_tensors(flat), x)):
+    for block, tensors in _by_block(chain.inferred, _cast(_tensors(flat), x)):
         x = _infer_block(block, x, residual, tensors)
     return (x,)
 
@@ -302,14 +326,26 @@ def _forward(
     tensors: list[Tensors],
     running: list[Running | None],
 ) -> tuple[Tensor, list[Kept]]:
-    z, kept = x, []
-    for unit, t, r in zip(main_units(block), tensors, running, strict=False):
-        if kept:
-            z = kept[-1].z()
-        kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, z, t, r)))
+    kept, side = [], []
     if block.shortcut == "unit":
         unit, t = block.units[-1], tensors[-1]
-        kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, x, t, running[-1])))
+        side.append(Kept(unit, t, t, Tensors(), *_convolve(unit, x, t, running[-1])))
+    *inner, last = zip(main_units(block), tensors, running, strict=False)
+    z = x
+    for unit, t, r in inner:
+        if unit.direct:
+            c, stats = _fused(unit, z, t, None, INSIDE), None
+        else:
+            c, stats = _convolve(unit, z, t, r)
+        kept.append(Kept(unit, t, t, Tensors(), c, stats))
+        z = kept[-1].z()
+    unit, t, r = last
+    if unit.direct and (not side or side[0].unit.norm == "none"):
+        shortcut = side[0].c if side else x if block.shortcut == "identity" else residual
+        kept.append(Kept(unit, t, t, Tensors(), None, None))
+        return _fused(unit, z, t, shortcut, block.y_format), kept + side
+    kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, z, t, r)))
+    kept += side
     return _output(block, kept, x, residual), kept
 
 
@@ -360,6 +396,24 @@ def _norm_backward(
     return gradients, dc, z, g
 
 
+def _bare_backward(
+    kept: Kept, dz: Tensor, activation: str, result: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """From the gradient of act(c + ...): those of the bias and of c, as whose result there may be
+    one that tells."""
+    needs_bias = kept.needs.bias
+    # where the result tells, the argument is not read for anything that is used
+    how = (kept.c if result is None else dz), *NO_NORM, 0.0, activation, result
+    if activation == "none":
+        dc, dbias = dz, conv2d_dbias(dz) if needs_bias else None
+    elif needs_bias:
+        sums, dc = batch_norm_sums_and_g(dz, *how)
+        dbias = sums[0]
+    else:
+        dc = batch_norm_bwd(dz, *how, None, INSIDE)
+    return ({"bias": dbias.to(kept.given.bias.dtype)} if needs_bias else {}), dc
+
+
 def _backward(
     block: Block,
     kept: list[Kept],
@@ -382,17 +436,27 @@ def _backward(
         this, above = main[i], main[i + 1] if i + 1 < len(main) else None
         needs_dc = i > first or needs_dx or bool(this.needs.w or this.needs.bias)
         needs_z = above is not None and bool(above.needs.w)
-        norm, this_dc, z, opened = _norm_backward(
-            this, dz, this.unit.activation, gate if above is None else None, needs_dc, needs_z,
-            needs_g and above is None,
-        )  # fmt: skip
-        g = g if opened is None else opened
-        found[i] |= norm
-        if needs_z:
-            found[i + 1]["w"] = _w_gradient(above, dc, z)
-        dc = this_dc
-        if this.needs.bias:
-            found[i]["bias"] = conv2d_dbias(dc).to(this.given.bias.dtype)
+        if this.unit.norm == "none":
+            if needs_z:
+                found[i + 1]["w"] = _w_gradient(above, dc, this.z())
+            result = this.c if above is not None and this.unit.direct else None
+            result = gate if above is None else result
+            found[i], dc = _bare_backward(this, dz, this.unit.activation, result)
+            if above is None and gate is not None:
+                dy, gate = dc, None
+                g = dc if needs_g else None
+        else:
+            norm, this_dc, z, opened = _norm_backward(
+                this, dz, this.unit.activation, gate if above is None else None, needs_dc, needs_z,
+                needs_g and above is None,
+            )  # fmt: skip
+            g = g if opened is None else opened
+            found[i] |= norm
+            if needs_z:
+                found[i + 1]["w"] = _w_gradient(above, dc, z)
+            dc = this_dc
+            if this.needs.bias:
+                found[i]["bias"] = conv2d_dbias(dc).to(this.given.bias.dtype)
         if i > first:
             dz = _x_gradient(this, dc, main[i - 1].c.shape, INSIDE)
     if first < len(main) and main[first].needs.w:
@@ -404,12 +468,17 @@ def _backward(
     elif block.shortcut == "unit" and (needs_dx or any(kept[-1].needs)):
         side = kept[-1]
         needs_dc = needs_dx or bool(side.needs.w or side.needs.bias)
-        norm, dc_side, *_ = _norm_backward(side, dy, activation, gate, needs_dc)
-        found[-1] |= norm
+        if side.unit.norm == "none":
+            found[-1], dc_side = _bare_backward(
+                side, dy, "none" if gate is None else activation, gate
+            )
+        else:
+            norm, dc_side, *_ = _norm_backward(side, dy, activation, gate, needs_dc)
+            found[-1] |= norm
+            if side.needs.bias:
+                found[-1]["bias"] = conv2d_dbias(dc_side).to(side.given.bias.dtype)
         if side.needs.w:
             found[-1]["w"] = _w_gradient(side, dc_side, x)
-        if side.needs.bias:
-            found[-1]["bias"] = conv2d_dbias(dc_side).to(side.given.bias.dtype)
         if needs_dx:
             residual = _x_gradient(side, dc_side, x.shape, INSIDE)
     dx = None
@@ -420,13 +489,6 @@ def _backward(
     if needs_g and g is None:
         g = batch_norm_g(dy, gate, activation)
     return dx, [Tensors(**gradients) for gradients in found], g
-
-
-def _passed(dy: Tensor, y: Tensor, activation: str) -> Tensor:
-    """dy where the activation that gave y passes gradients, as a function with gradients."""
-    if activation == "none":
-        return dy
-    return dy.masked_fill((y <= 0) | (y >= 6) if activation == "relu6" else y <= 0, 0)
 
 
 def composed(
@@ -444,7 +506,7 @@ def composed(
         *inner, last = main_units(block)
         y = x
         for unit in inner:
-            y = rectified(normalised(i, y), unit.activation)
+            y = activate(normalised(i, y), unit.activation)
             i += 1
         y, added = normalised(i, y), None
         if block.shortcut == "identity":
@@ -457,14 +519,8 @@ def composed(
         if added is not None:
             y = block.add(y, added)
         i += 1
-        x = rectified(y, last.activation)
+        x = activate(y, last.activation)
     return x
-
-
-def rectified(y: Tensor, activation: str) -> Tensor:
-    if activation == "relu":
-        return F.relu(y)
-    return F.relu6(y) if activation == "relu6" else y
 
 
 def _threes(flat: Sequence) -> list[Sequence]:
@@ -613,7 +669,7 @@ def _differentiable(chain: Chain, needs: Sequence[bool], dy: Tensor, x: Tensor, 
     *others, last = blocks
     if last.shortcut == "given":
         if last.gated:
-            dy = _passed(dy, saved[-1], main_units(last)[-1].activation)
+            dy = passed_back(dy, saved[-1], main_units(last)[-1].activation)
         *inner, unit = last.units
         plain = (*inner, unit._replace(activation="none"))
         blocks = (*others, last._replace(units=plain, shortcut="none"))
@@ -632,6 +688,8 @@ def _differentiable(chain: Chain, needs: Sequence[bool], dy: Tensor, x: Tensor, 
             formats = Formats(INSIDE, unit.w_format, z_format)  # what comes out is dgrad's x
             shape = unit.y_shape(z.shape, t.w.shape)
             c = Conv2dDgradFunction.apply(z, t.w, t.bias, shape, formats, unit.geometry)
+        if unit.norm == "none":
+            return c
         running = (None, None) if unit.of_batch else (t.mean, t.var)
         return batch_norm(c, *running, t.scale, t.shift, unit.of_batch, 0.0, unit.eps)
 

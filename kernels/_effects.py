@@ -11,16 +11,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from ._others import KNOWN, acts_as
 from ._reading import IN_PLACE, LAYERS, is_known
+from .norm.activation import FUNCTIONS
 
 FRESH = (
     operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.cat, torch.mul,
-    torch.relu, torch.sigmoid, F.relu, F.relu6,
+    torch.relu, torch.sigmoid, *FUNCTIONS.values(),
 )  # fmt: skip
-FRESH_LAYERS = (*LAYERS, *KNOWN.values(), nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.Linear)
+FRESH_LAYERS = (
+    *LAYERS, *KNOWN.values(), nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.LeakyReLU, nn.Linear,
+    nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid,
+)  # fmt: skip
 ARGUMENT = "an argument"  # two of which may be one tensor
 
 Memory = frozenset  # the nodes that made it, names of modules' tensors, ARGUMENT

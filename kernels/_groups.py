@@ -8,7 +8,7 @@ import ast
 import itertools
 import operator
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -19,6 +19,7 @@ from ._effects import Effects
 from ._others import BatchNormAct2d, Conv2dSame, FrozenBatchNorm2d, acts_as
 from ._reading import IN_PLACE
 from .fused import altered
+from .norm.activation import FUNCTIONS, gates, leaky_relu
 
 CONVOLUTIONS = (modules.Conv2d, modules.ConvTranspose2d, Conv2dSame)
 TORCHS = (nn.Conv2d, nn.ConvTranspose2d)
@@ -26,14 +27,27 @@ NORMS = (modules.BatchNorm2d, BatchNormAct2d, FrozenBatchNorm2d)
 ACTIVATIONS = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
-    F.relu: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.GELU: "gelu",
+    nn.Sigmoid: "sigmoid",
+    nn.Hardsigmoid: "hardsigmoid",
+}
+# as functions and as methods
+CALLED = {f: name for name, f in FUNCTIONS.items() if hasattr(F, name)} | {
     F.relu_: "relu",
-    F.relu6: "relu6",
+    F.leaky_relu_: "leaky_relu",
     torch.relu: "relu",
     torch.relu_: "relu",
+    torch.sigmoid: "sigmoid",
+    torch.sigmoid_: "sigmoid",
     "relu": "relu",
     "relu_": "relu",
+    "sigmoid": "sigmoid",
+    "sigmoid_": "sigmoid",
 }
+OPTIONS = {"leaky_relu": ("negative_slope", 0.01), "gelu": ("approximate", "none")}
 ADDED_TO = (IN_PLACE[ast.Add], "add_")
 ADDITIONS = (operator.add, torch.add, "add", *ADDED_TO)
 
@@ -109,13 +123,32 @@ def layer_of(container: nn.Module, node: fx.Node | None) -> nn.Module | None:
 
 
 def _activation(container: nn.Module, node: fx.Node | None) -> str | None:
-    if node is None or not set(node.kwargs) <= {"inplace"}:
+    """What node does to its input, if that is an activation of the kernels'."""
+    if node is None:
         return None
-    if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
-        layer = layer_of(container, node)
-        return None if altered(layer, type(layer)) else ACTIVATIONS.get(type(layer))
-    called = node.op in ("call_function", "call_method") and len(node.args) <= 2
-    return ACTIVATIONS.get(node.target) if called else None
+    layer = layer_of(container, node)
+    if layer is not None:
+        name = None if altered(layer, type(layer)) else ACTIVATIONS.get(type(layer))
+        if name in OPTIONS:
+            return _with_option(name, getattr(layer, OPTIONS[name][0]))
+        return name
+    name = CALLED.get(node.target) if node.op in ("call_function", "call_method") else None
+    options = dict(node.kwargs)
+    if name in OPTIONS:
+        option, default = OPTIONS[name]
+        first = node.args[1:2] or (options.pop(option, default),)
+        name, rest = _with_option(name, *first), node.args[2:]
+    else:
+        rest = node.args[1:]
+    # what is left says whether it is in place
+    plain = len(rest) <= 1 and options.keys() <= {"inplace"} and node.args[:1]
+    return name if plain and all(isinstance(v, bool) for v in (*rest, *options.values())) else None
+
+
+def _with_option(name: str, value: Any) -> str | None:
+    if name == "leaky_relu":
+        return leaky_relu(value) if type(value) in (int, float) else None
+    return {"none": "gelu", "tanh": "gelu_tanh"}.get(value) if isinstance(value, str) else None
 
 
 def find(container: nn.Module, graph: fx.Graph) -> list[Found]:
@@ -288,7 +321,11 @@ def find_groups(
             before.extend(group)
             groups.remove(group)
             group = before
-        if piece.shortcut in ("identity", "unit") and piece.main[0].norm is not None:
+        if (
+            piece.shortcut in ("identity", "unit")
+            and piece.main[0].norm is not None
+            and gates(piece.activation)
+        ):
             by_end[piece.end] = group
     return groups
 

@@ -132,6 +132,7 @@ class Returned(NamedTuple):
 LISTS = (list, tuple, Held)
 ITERABLE = (*LISTS, dict, range, *map(type, (iter([]), {}.keys(), {}.values(), {}.items())))
 LIST_OPERATIONS = (operator.add, IN_PLACE[ast.Add])
+OPTIONS = ("inplace", "negative_slope", "approximate")  # of activations
 MOST_CALLS = 30  # within one another
 
 
@@ -287,8 +288,8 @@ class _Reader:
                 return found
         if is_layer(module):
             self.lent += [] if is_known(module) else mutable
-            if "inplace" in vars(module):
-                self.journal.append((path, "attributes", ("inplace", module.inplace)))
+            options = {name: vars(module)[name] for name in OPTIONS if name in vars(module)}
+            self.journal += [(path, "attributes", option) for option in options.items()]
         elif self.inside(path) or not plain:
             before = self.mark()
             try:

@@ -58,8 +58,6 @@ def _make(container: nn.Module, training: bool, given: tuple[str, ...], recomput
         nodes = [n for piece in group for n in piece.nodes]
         called |= {n.target for n in nodes if n.op == "call_module"}
         line = ", ".join(n.target if n.op == "call_module" else n.name for n in nodes) + " fused"
-        if group[0].main[0].norm is None:
-            line += " where no gradient is wanted"
         lines |= {found.conv.target: line for piece in group for found in piece.found}
         _replace(container, graph, group, recompute)
     for node in [n for n in graph.nodes if n.meta.get("alone")]:  # which are in no group

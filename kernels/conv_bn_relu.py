@@ -1,20 +1,21 @@
-"""Convolution, batch normalisation, a residual and ReLU as one operation.
+"""Convolution, batch normalisation, a residual and an activation as one operation.
 
     y = act(batch_norm(conv2d(x, w) + bias) + residual)
 
 With given statistics and no gradient wanted it is one kernel.  In training the statistics come from
-the convolution's own kernel, and one pass normalises, adds and rectifies; the backward keeps x, the
-convolution's result and, beside a residual, y.
+the convolution's own kernel, and one pass does the rest; the backward keeps x, the convolution's
+result and, beside a residual, y.
 """
 
 from torch import Tensor
 
-from ._chain import Block, Chain, Tensors, Unit, chain_key, rectified, remembered
+from ._chain import Block, Chain, Tensors, Unit, chain_key, remembered
 from ._common import Size, as_given, images, public, real
 from ._conv import as_images, check_channels, fitted, formats, geometry, operands
 from ._plan import plannable
 from .batch_norm import batch_norm, check_norm, move_running
 from .conv2d import conv2d
+from .norm.activation import FUNCTIONS, activate, is_activation
 
 
 @public
@@ -41,8 +42,10 @@ def conv_bn_relu(
     input [N, C, H, W] or [C, H, W], weight [CO, C / groups, KH, KW], bias, running_mean,
     running_var, bn_weight and bn_bias [CO], residual of the output's shape and dtype ->
     [N, CO, OH, OW] or [CO, OH, OW].  Options, dtypes, memory formats and errors are conv2d's and
-    batch_norm's; activation is relu, relu6 or None.  training normalises with the batch's
-    statistics and moves running_mean and running_var, if given.
+    batch_norm's.  activation is relu, relu6, leaky_relu, silu, hardswish, gelu, gelu_tanh, sigmoid,
+    hardsigmoid or None, computed as torch's of these names; leaky_relu's negative slope is 0.01, or
+    written behind it, as in "leaky_relu(0.1)".  training normalises with the batch's statistics and
+    moves running_mean and running_var, if given.
     """
     name = "conv_bn_relu"
     given = operands(name, 2, input, weight, bias)
@@ -63,10 +66,10 @@ def conv_bn_relu(
     if 0 in x.shape:
         y = batch_norm(conv2d(x, w, b, stride, padding, dilation, groups), *norm, training,
                        momentum, eps)  # fmt: skip
-        y = rectified(y if residual is None else y + residual, activation)
+        y = activate(y if residual is None else y + residual, activation)
         return as_given(y, 2, input)
     f = formats(x, w)
-    unit = Unit(g, None, f.w, training, eps, activation)
+    unit = Unit(g, None, f.w, "batch" if training else "given", eps, activation)
     block = Block((unit,), "none" if residual is None else "given", f.x, f.y)
     used = (None, None) if training else (running_mean, running_var)
     n = shape[0] * shape[2] * shape[3]
@@ -85,8 +88,9 @@ def conv_bn_relu(
 
 
 def check_activation(name: str, activation: str | None) -> None:
-    if activation not in ("relu", "relu6", None):
-        raise ValueError(f"{name}: activation must be relu, relu6 or None, got {activation!r}")
+    if activation is not None and (activation == "none" or not is_activation(activation)):
+        names = ", ".join(f for f in FUNCTIONS if f != "none")
+        raise ValueError(f"{name}: activation must be {names} or None, got {activation!r}")
 
 
 def _check_residual(name: str, residual: Tensor, shape: list[int], x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Rewriting a model so that its convolution, batch norm, add and ReLU groups run fused.
+"""Rewriting a model so that its convolution, batch norm, add and activation groups run fused.
 
 The forward of each container of the model (a module whose forward calls others) is read; groups
 found in its graph become calls of run_chain.  Nothing moves: children, parameters and their names
@@ -23,13 +23,13 @@ def fuse(
     report: Report | None = None,
     check: tuple | None = None,
 ) -> nn.Module:
-    """A deep copy of model that runs its convolution, batch norm, add and ReLU groups fused.
+    """A deep copy of model that runs its convolution, batch norm, add and activation groups fused.
 
-    Groups are made of our Conv2d and ConvTranspose2d, our BatchNorm2d, an addition and ReLU or
-    ReLU6 (modules or functions); convert() a model of torch.nn's layers first.  Chains of them, as
-    a residual block is one, are one operation that keeps the convolutions' results for the backward
-    and nothing between; recompute makes one of all residual blocks in a row, which does not keep
-    their outputs either.  Without batch norm, groups are fused where no gradient is wanted.
+    Groups are made of our Conv2d and ConvTranspose2d, our BatchNorm2d, an addition and one of
+    conv_bn_relu's activations (modules or functions); convert() a model of torch.nn's layers first.
+    Chains of them, as a residual block is one, are one operation that keeps the convolutions'
+    results for the backward and nothing between; recompute makes one of all residual blocks in a
+    row, which does not keep their outputs either.  Batch norm may be missing.
 
     Modules, parameters and their names stay, and each container stays an instance of its class.  A
     forward is fused only if all that it does is understood from its source, which is read and not

@@ -1,7 +1,7 @@
 """Running modules as a chain: convolutions, batch norms and activations as one operation.
 
-What the chain does not cover (an unbatched input, mixed dtypes, training without batch norm) goes
-through the modules one by one.
+What the chain does not cover (an unbatched input, mixed dtypes) goes through the modules one by
+one.
 """
 
 import operator
@@ -21,8 +21,6 @@ from ._chain import (
     chain_key,
     composed,
     main_units,
-    needs_gradient,
-    rectified,
     remembered,
 )
 from ._common import FLOATING, autocast, autocast_dtype, layout
@@ -33,6 +31,7 @@ from .batch_norm import move_running
 from .conv_bn_relu import check_activation
 from .conv_transpose2d import leading_back
 from .modules import BatchNorm2d, Conv2d
+from .norm.activation import activate
 
 
 class UnitOf(NamedTuple):
@@ -87,7 +86,7 @@ def run_chain(
         bare = last._replace(units=(*last.units[:-1], end._replace(activation="none")))
         bare = (*before, bare._replace(shortcut="none"))
         y = run_chain(bare, recompute, as_given, None, *modules)
-        return rectified(last.add(y, residual), end.activation)
+        return activate(last.add(y, residual), end.activation)
     if chain is None:
         return _one_by_one(blocks, as_given, residual, modules)
     y, all_stats = chain.run("conv_bn_relu", x, residual, tensors, running)
@@ -151,7 +150,7 @@ def _blocks(
     if x.dim() != 4 or x.dtype not in FLOATING or 0 in x.shape:
         return None
     shape, x_format = list(x.shape), layout(x)
-    made, values, normalised, left = [], [], True, iter(all_tensors)
+    made, values, left = [], [], iter(all_tensors)
     for block in blocks:
         start, units, y_format = shape, [], x_format
         for i, unit_of in enumerate(block.units):
@@ -164,7 +163,6 @@ def _blocks(
             if not side and unit.w_format == torch.channels_last:
                 y_format = torch.channels_last
             units.append(unit)
-            normalised = normalised and unit_of.norm is not None
             if unit.of_batch:
                 values.append(shape[0] * shape[2] * shape[3])
         if block.shortcut == "identity" and shape != start:
@@ -174,9 +172,6 @@ def _blocks(
     if 1 in values:
         return None
     if residual is not None and (list(residual.shape), residual.dtype) != (shape, x.dtype):
-        return None
-    given = (t for unit in all_tensors for t in unit)
-    if not normalised and (values or needs_gradient(x, residual, *given)):
         return None
     return tuple(made), values
 
@@ -192,9 +187,10 @@ def _unit(
         size = tuple(g.x_shape(x_shape, w.shape)[2:])
     g = fitted("conv_bn_relu", size or x_shape[2:], w.shape[2:], g)
     if of.norm is None:
-        return Unit(g, size, layout(w), False, 0.0, of.activation)
+        return Unit(g, size, layout(w), "none", 0.0, of.activation)
     norm = modules[of.norm]
-    return Unit(g, size, layout(w), norm.of_batch, norm.eps, of.activation)
+    statistics = "batch" if norm.of_batch else "given"
+    return Unit(g, size, layout(w), statistics, norm.eps, of.activation)
 
 
 def _shape(unit: Unit, t: Tensors, x: Tensor, x_shape: Sequence[int]) -> list[int] | None:
@@ -313,9 +309,9 @@ def warn_once(module: nn.Module, why: str) -> None:
 class ConvBNReLU(nn.Module):
     """Conv2d, BatchNorm2d and an activation, as one operation; see conv_bn_relu.
 
-    activation is relu, relu6 or None.  forward takes input and, if something is to be added before
-    the activation, residual, of the output's shape.  The children conv and bn are called one by one
-    where they have hooks or are no longer of their own types.
+    activation is one of conv_bn_relu's.  forward takes input and, if something is to be added
+    before the activation, residual, of the output's shape.  The children conv and bn are called one
+    by one where they have hooks or are no longer of their own types.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ LAYERS = {
     "kernels/conv/flops.py": {"dgrad", "forward", "wgrad"},
 }
 OPERATOR = {"_common", "_launch", "_pool", "_split"}
-NORM = {"_common", "_launch", "_split", "normalise", "stats"}
+NORM = {"_common", "_launch", "_split", "activation", "normalise", "stats"}
 # folders of kernels/conv
 FAMILIES = {"boxes", "depthwise", "gemm", "general", "grouped", "stem", "stream"}
 # what a kernel of a family may import beside its own folder
@@ -48,6 +48,7 @@ OPS = FAMILY | {"dispatch"}
 FUSED = {"_chain", "_common", "_conv", "_plan", "_split", "batch_norm", "conv_bn_relu"} | {
     "conv_transpose2d",
     "modules",
+    "norm",
 }
 
 
@@ -74,13 +75,21 @@ def allowed(path: str) -> set[str]:
         "kernels/conv1d.py": {"_common", "conv2d", "conv_transpose2d"},
         "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"_common"},
         "kernels/_chain.py": {"_common", "_plan", "batch_norm", "conv", "conv2d", "norm"},
-        "kernels/conv_bn_relu.py": {"_common", "_conv", "_chain", "_plan", "batch_norm", "conv2d"},
+        "kernels/conv_bn_relu.py": {
+            "_common",
+            "_conv",
+            "_chain",
+            "_plan",
+            "batch_norm",
+            "conv2d",
+            "norm",
+        },
         "kernels/fused.py": FUSED,
         "kernels/_others.py": {"batch_norm", "modules"},
         "kernels/_source.py": {"fused"},
         "kernels/_reading.py": {"_others", "_source", "fused", "modules"},
-        "kernels/_effects.py": {"_others", "_reading"},
-        "kernels/_groups.py": {"_effects", "_others", "_reading", "fused", "modules"},
+        "kernels/_effects.py": {"_others", "_reading", "norm"},
+        "kernels/_groups.py": {"_effects", "_others", "_reading", "fused", "modules", "norm"},
         "kernels/_stand_in.py": {"_effects", "_groups", "_others", "_reading", "fused"},
         "kernels/_check.py": {"_stand_in"},
         "kernels/fuse.py": {"_check", "_groups", "_reading", "_stand_in"},

@@ -3,8 +3,8 @@
     y = act(normalised (acc + bias) + residual)
 
 each step where it is asked for.  Or y = acc + bias, with the statistics of y's channels, as batch
-norm in training wants them.  Or y = acc + residual where the gate is open: the gradient of a block
-that adds its input to its output, whose act passed gradients only there.
+norm in training wants them.  Or y = acc + the residual as act passes it back, told by the gate, its
+result: the gradient of a block that adds its input to its output.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .._common import nhwc
-from ..norm.normalise import activated, coefficients, shut, vector
+from ..norm.activation import activated, passed
+from ..norm.normalise import coefficients, vector
 from ..norm.stats import block_statistics, store_statistics
 
 
@@ -49,7 +50,7 @@ def store_tile(
         residual = tl.load(residual_ptr + offs, mask=inside, other=0.0).to(ACC)
         if gate_ptr is not None:
             gate = tl.load(gate_ptr + offs, mask=inside, other=0.0)
-            residual = tl.where(shut(gate, ACTIVATION), 0.0, residual)
+            residual = passed(residual, gate, ACTIVATION, True)
         acc += residual
     if gate_ptr is None:
         acc = activated(acc, ACTIVATION)

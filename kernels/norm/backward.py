@@ -1,12 +1,13 @@
 """Gradient of a normalisation, with what follows it.
 
     y = act(normalised x + residual),  x^ = (x - mean) / sqrt(var + eps)
-    g = dy, or 0 where act passes no gradient:  the gradient of the residual
+    g = dy times the slope of act:  the gradient of the residual
     dweight = sum(g * x^),  dbias = sum(g)
     dx = (g - (sum(g) + x^ * sum(g * x^)) / n) * weight / sqrt(var + eps)
          or, where mean and var were given, g * weight / sqrt(var + eps)
 
-Where act passes no gradient is told by y if that is given; without a residual x tells it, too.
+The slope is told by y if that is given, and otherwise by x, without a residual.  Without mean and
+variance x^ is x, and weight 1.
 Sums: a program owns BLOCK_C channels of a share of the pixels, and the shares are added in fixed
 order; on the way it can store y, which it had to compute.  dx: a program owns a tile of pixels by
 channels.  Either can store g, where the residual needs a gradient: the first that reads dy does.
@@ -31,7 +32,8 @@ from .._common import (
 )
 from .._launch import launch
 from .._split import pixel_share, sum_dtype
-from .normalise import activated, coefficients, row, shut, vector
+from .activation import activated, passed
+from .normalise import coefficients, row, vector
 from .stats import shares
 
 
@@ -60,8 +62,7 @@ def _batch_norm_sums_kernel(
             tl.store(z_ptr + offs, activated(y, ACTIVATION), mask=inside)
         if y_ptr is not None:
             y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(ACC)
-        if ACTIVATION != "none":
-            dy = tl.where(shut(y, ACTIVATION), 0.0, dy)
+        dy = passed(dy, y, ACTIVATION, y_ptr is not None)
         if g_ptr is not None:
             tl.store(g_ptr + offs, dy, mask=inside)
         sum_dy += dy
@@ -89,7 +90,7 @@ def _batch_norm_bwd_kernel(
         y = x * scale[None, :] + shift[None, :]
         if y_ptr is not None:
             y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(ACC)
-        dx = tl.where(shut(y, ACTIVATION), 0.0, dx)
+        dx = passed(dx, y, ACTIVATION, y_ptr is not None)
     if g_ptr is not None:
         tl.store(g_ptr + offs, dx, mask=inside)
     if sums_ptr is not None:
@@ -101,7 +102,7 @@ def _batch_norm_bwd_kernel(
         tl.store(dx_ptr + offs, dx * scale[None, :], mask=inside)
 
 
-FORWARD = "Tensor x, Tensor mean, Tensor var, Tensor? w, Tensor? b, float eps, str activation"
+FORWARD = "Tensor x, Tensor? mean, Tensor? var, Tensor? w, Tensor? b, float eps, str activation"
 
 
 def _sums(dy, x, mean, var, w, b, eps, activation, y, z=None, g=None):
@@ -144,7 +145,7 @@ def batch_norm_sums_and_y(dy, x, mean, var, w, b, eps, activation):
 
 
 @op(
-    f"batch_norm_sums_and_g(Tensor dy, {FORWARD}, Tensor y) -> (Tensor, Tensor)",
+    f"batch_norm_sums_and_g(Tensor dy, {FORWARD}, Tensor? y) -> (Tensor, Tensor)",
     lambda dy, x, *args: (
         x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype)),
         empty_in(x.shape, x, torch.channels_last),

@@ -1,9 +1,9 @@
-"""Normalisation with given mean and variance, a residual added and the whole rectified.
+"""Normalisation with given mean and variance, a residual added and the whole through an activation.
 
     y = act((x - mean[c]) / sqrt(var[c] + eps) * weight[c] + bias[c] + residual)
 
-act is the identity, ReLU or ReLU6; the residual is a tensor like x, taken as it is or itself
-normalised.  A program owns a tile of pixels by channels.
+Without mean and variance it is act(x + residual).  The residual is a tensor like x, taken as it is
+or itself normalised.  A program owns a tile of pixels by channels.
 """
 
 import triton
@@ -23,6 +23,7 @@ from .._common import (
     units,
 )
 from .._launch import launch
+from .activation import activated
 
 
 @triton.jit
@@ -57,24 +58,6 @@ def normalised(
     return (x - mean[None, :]) * scale[None, :] + shift[None, :]
 
 
-@triton.jit
-def activated(y, ACTIVATION: tl.constexpr):
-    """y through none, relu or relu6; NaN stays."""
-    if ACTIVATION != "none":
-        y = tl.where(y < 0, 0.0, y)
-    if ACTIVATION == "relu6":
-        y = tl.where(y > 6, 6.0, y)
-    return y
-
-
-@triton.jit
-def shut(y, ACTIVATION: tl.constexpr):
-    """Where relu or relu6 passes no gradient, told by its argument or its result."""
-    if ACTIVATION == "relu6":
-        return (y <= 0) | (y >= 6)
-    return y <= 0
-
-
 @triton.jit(do_not_specialize=("pixels",))
 def _batch_norm_fwd_kernel(
     x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr,  # x [pixels, C], the others [C]
@@ -101,7 +84,7 @@ def row(x: Tensor | None) -> Tensor | None:
 
 
 @op(
-    "batch_norm(Tensor x, Tensor mean, Tensor var, Tensor? w, Tensor? b, float eps, "
+    "batch_norm(Tensor x, Tensor? mean, Tensor? var, Tensor? w, Tensor? b, float eps, "
     "Tensor? r, Tensor? r_mean, Tensor? r_var, Tensor? r_w, Tensor? r_b, float r_eps, "
     "str activation, MemoryFormat memory_format) -> Tensor",
     lambda x, *args: empty_in(x.shape, x, args[-1]),

@@ -180,7 +180,7 @@ def test_fuse_reports_every_convolution():
         "2: conv1, bn1, relu, conv2, bn2, downsample.0, downsample.1, add, relu fused",
         "3: kept, for it is a torch.nn.modules.conv.Conv2d; convert() the model first",
         "4: kept, for it pads with circular",
-        "model: 6, 7 fused where no gradient is wanted",
+        "model: 6, 7 fused",
     ]
 
 

@@ -138,6 +138,58 @@ class Plain(nn.Module):
         return self.drop(self.conv2(F.relu(self.conv1(x)))) + x
 
 
+class Gated(nn.Module):
+    """As a squeeze-and-excitation block: two convolutions of the means make a gate for each channel."""
+
+    def __init__(self, act=nn.ReLU, gate=nn.Sigmoid):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce, self.expand = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1)
+        self.act, self.gate = act(), gate()
+
+    def forward(self, x):
+        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+
+
+class Functions(nn.Module):
+    """Activations called as functions and methods, with options."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(7))
+
+    def forward(self, x):
+        x = F.leaky_relu(self.convs[0](x), 0.2)
+        x = F.leaky_relu(self.convs[1](x), negative_slope=0.3, inplace=True)
+        x = F.gelu(self.convs[2](x), approximate="tanh")
+        x = F.silu(self.convs[3](x), inplace=True)
+        x = F.hardswish(self.convs[4](x), False)
+        x = torch.sigmoid(self.convs[5](x))
+        return self.convs[6](x).sigmoid()
+
+
+class Rectified(nn.Module):
+    """A given shortcut, and one through a convolution, without batch norm."""
+
+    def __init__(self, act=F.relu):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv2d(3, 4, 1),
+            nn.Conv2d(4, 4, 1),
+            nn.Conv2d(3, 4, 1),
+        )
+        self.act = act
+
+    def forward(self, x):
+        y = self.act(self.conv2(self.act(self.conv1(x))) + self.conv3(x))
+        return self.act(self.conv2(y) + F.max_pool2d(y, 1))
+
+
+class Silu(Rectified):
+    def __init__(self):
+        super().__init__(F.silu)
+
+
 def conv(c_in=3, c_out=4):
     return nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
 
@@ -177,6 +229,29 @@ PATTERNS = {
     "helper": (Helped, ["conv2d_stats", "batch_norm"], ["conv2d_fused"]),
     "identities": (Optional, ["conv2d_stats", "batch_norm"] * 2, ["conv2d_fused"] * 2),
     "addition": (Plain, ["conv2d_fused"] * 2, ["conv2d_fused"] * 2),
+    "gates": (
+        Gated, ["adaptive_avg_pool2d", *["conv2d_fused"] * 2], ["adaptive_avg_pool2d", *["conv2d_fused"] * 2],
+    ),
+    "gates of SiLU": (
+        lambda: Gated(nn.SiLU), ["adaptive_avg_pool2d", *["conv2d_fused"] * 2],
+        ["adaptive_avg_pool2d", *["conv2d_fused"] * 2],
+    ),
+    "functions": (Functions, ["conv2d_fused"] * 7, ["conv2d_fused"] * 7),
+    "shortcuts without batch norm": (Rectified, ["conv2d_fused"] * 4, ["conv2d_fused"] * 4),
+    "SiLU behind shortcuts": (Silu, ["conv2d_fused"] * 4, ["conv2d_fused"] * 4),
+    "rows of ReLU": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.ReLU(True)),
+        ["conv2d_fused"] * 2,
+        ["conv2d_fused"] * 2,
+    ),
+    **{
+        f"batch norm and {act.__name__}": (
+            lambda act=act: nn.Sequential(conv(), nn.BatchNorm2d(4), act(), conv(4), nn.BatchNorm2d(4), act()),
+            ["conv2d_stats", "batch_norm"] * 2,
+            ["conv2d_fused"] * 2,
+        )
+        for act in (nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU, nn.Sigmoid)
+    },
 }  # fmt: skip
 
 
@@ -242,7 +317,13 @@ def test_pattern_converts_and_back_and_is_pickled(name, device):
     assert repr(ours) == repr(model)
 
 
-@pytest.mark.parametrize("name", [name for name in PATTERNS if name != "addition"])
+WITHOUT_NORM = {"addition", "gates", "gates of SiLU", "functions", "rows of ReLU"} | {
+    "shortcuts without batch norm",
+    "SiLU behind shortcuts",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PATTERNS if name not in WITHOUT_NORM])
 def test_pattern_folds(name, device):
     model, x, lines = made(name).eval(), images(), []
     folded = fold(convert(model), report=lines.append)
@@ -426,6 +507,6 @@ def test_report_tells_where_a_group_is_fused():
     lines = []
     fuse(convert(Modes()), report=lines.append)
     assert lines == [
-        "model: conv1, relu fused where no gradient is wanted in training",
-        "model: conv2, relu fused where no gradient is wanted in evaluation",
+        "model: conv1, relu fused in training",
+        "model: conv2, relu fused in evaluation",
     ]
