@@ -15,6 +15,7 @@ from tritonconv.conv.geometry import from_flat
 from tritonconv.conv.problem import problem_on
 from tritonconv.conv.tuned import Tuned
 from tritonconv.nets.resnet import BasicBlock
+from tritonconv.norm.activation import FUNCTIONS
 
 DTYPES = {
     "fp16": torch.float16,
@@ -64,6 +65,9 @@ class Case(NamedTuple):
     narrow: Mapping[str, str] = {}  # kernels that copy less than 16 bytes at a time here, and why
     plain: str = ""  # the case of the same kernels with nothing fused into them
     family: str = "general"  # of convolutions, which serves
+    spilled: int = (
+        32  # bytes, beside the loop: what ptxas gives for one more block a multiprocessor
+    )
 
 
 def empty(shape: tuple[int, ...], dtype: str, grad: bool = True) -> Tensor:
@@ -139,6 +143,40 @@ def epilogues(c: int, co: int, k: int, stride: int = 1) -> dict[str, Callable[[s
         ops.conv2d_dgrad_fused(dy, w, *nothing, x, x, 0.0, "relu", list(x.shape), last, how)
 
     return {"statistics": statistics, "normalised": normalised, "added": added}
+
+
+def with_activations(name: str, dtype: str, c: int, co: int, k: int, **of_case) -> list[Case]:
+    """A convolution with batch norm and an activation in its epilogue: the costly ones."""
+    groups = c if of_case.get("family") == "depthwise" else 1
+    how = (1, 1, *[k // 2] * 4, 1, 1, groups)
+
+    def calling(activation: str) -> Callable[[str], None]:
+        def call(dtype: str) -> None:
+            torch.backends.cudnn.conv.fp32_precision = "ieee"
+            x, w = empty((8, c, 28, 28), dtype, False), empty((co, c // groups, k, k), dtype, False)
+            v = empty((co,), dtype, False)
+            end = (v, v, v, v, v, None, None, 1e-5, activation)
+            torch.ops.tritonconv.conv2d_fused(x, w, *end, torch.channels_last, how)
+
+        return call
+
+    return [Case(f"{name} {act}", dtype, calling(act), **of_case) for act in ("silu", "gelu")]
+
+
+def activations(dtype: str) -> None:
+    """Forward and backward of each activation, with batch norm and without."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    x, w = empty((8, 64, 28, 28), dtype), empty((64, 64, 1, 1), dtype)
+    v, running = empty((64,), dtype), [empty((64,), dtype, False) for _ in range(2)]
+    for name in FUNCTIONS:
+        if name != "none":
+            y = tritonconv.conv_bn_relu(x, w, v, *running, v, v, training=True, activation=name)
+            y.backward(torch.empty_like(y))
+    for act in (torch.nn.ReLU(), torch.nn.Sigmoid(), torch.nn.SiLU()):
+        conv = tritonconv.Conv2d(64, 64, 1)
+        net = tritonconv.fuse(torch.nn.Sequential(conv, act)).to(DTYPES[dtype])
+        y = net(empty((8, 64, 28, 28), dtype))
+        y.backward(torch.empty_like(y))
 
 
 def epilogue_narrow(c: int, dtype: str, name: str) -> dict[str, str]:
@@ -392,6 +430,11 @@ FORMS = (
     Case("1x1 64 given residual", "fp16", given_residual),
     Case("3x3 64 block wide", "fp16", wide(block(64))),
     Case("transposed and shortcut", "fp16", transposed_and_shortcut),
+    *(Case("activations", dtype, activations) for dtype in ("fp16", "fp32", "fp64")),
+    *with_activations("3x3 128", "fp16", 128, 128, 3, plain="3x3 128"),
+    *with_activations("3x3 64", "fp32", 64, 64, 3, plain="3x3 64"),
+    *with_activations("3x3 32", "fp64", 32, 32, 3, plain="3x3 32"),
+    *with_activations("3x3 depthwise 64", "fp16", 64, 64, 3, family="depthwise"),
 )
 # By the tensor memory accelerator: for sm_90.
 TMA = (
@@ -435,6 +478,10 @@ TMA = (
         )
         for name, call in epilogues(*shape).items()
     ),
+    *with_activations("1x1 64-128 stream", "fp16", 64, 128, 1, family="stream"),
+    *with_activations("1x1 256-512 gemm", "fp16", 256, 512, 1, family="gemm"),
+    # 256x128 spills once in a program for gelu, of whose loop these are 1%
+    *with_activations("3x3 256 boxes", "fp16", 256, 256, 3, family="boxes", spilled=128),
 )
 
 
