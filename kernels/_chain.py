@@ -11,7 +11,8 @@ epilogue.  Kept for the backward are x, each c_i with its mean and variance, and
 takes the sums for norm_i's gradient.
 
 A bare unit has no norm.  Where its result tells the gradient of act_i, the convolution's epilogue
-gives z_i, and that is kept in the place of c_i.
+gives z_i, and that is kept in the place of c_i.  The first unit may have no convolution, and c_1 is
+x then.
 """
 
 import functools
@@ -43,7 +44,7 @@ from .norm.backward import (
     batch_norm_sums_and_y,
 )
 from .norm.normalise import batch_norm as normalise
-from .norm.stats import Running
+from .norm.stats import Running, batch_norm_stats, statistics
 
 INSIDE = torch.channels_last  # the memory format of everything between a chain's input and output
 NO_NORM = (None, None, None, None)  # mean, variance, scale and shift
@@ -53,7 +54,7 @@ SEGMENT = 4  # blocks whose outputs are computed again at once
 class Unit(NamedTuple):
     """How a convolution moves, and what becomes of its result."""
 
-    geometry: Geometry
+    geometry: Geometry | None  # None without a convolution
     size: tuple[int, int] | None  # [OH, OW] of a transposed convolution
     w_format: torch.memory_format
     norm: str  # none; given: with statistics that are; batch: with the batch's own
@@ -70,6 +71,8 @@ class Unit(NamedTuple):
         return self.norm == "none" and told(self.activation)
 
     def y_shape(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Sequence[int]:
+        if self.geometry is None:
+            return x_shape
         if self.size is None:
             return self.geometry.y_shape(x_shape, w_shape)
         return [x_shape[0], w_shape[1] * self.geometry.groups, *self.size]
@@ -277,6 +280,10 @@ def _infer_block(
 
 
 def _fused(unit: Unit, x: Tensor, t: Tensors, residual: Tensor | None, memory_format) -> Tensor:
+    if unit.geometry is None:
+        shortcut = residual, *NO_RESIDUAL[1:]
+        norm = t.mean, t.var, t.scale, t.shift, unit.eps
+        return normalise(x, *norm, *shortcut, unit.activation, memory_format)
     end = (t.bias, t.mean, t.var, t.scale, t.shift, residual, None, unit.eps, unit.activation)
     if unit.size is None:
         return conv2d_fused(x, t.w, *end, memory_format, unit.geometry.flat)
@@ -288,6 +295,11 @@ def _convolve(
     unit: Unit, x: Tensor, t: Tensors, running: Running | None
 ) -> tuple[Tensor, Tensor | None]:
     """The convolution and, where they are to be the batch's, its statistics, which move running."""
+    if unit.geometry is None:
+        x = nhwc(x)
+        if not unit.of_batch:
+            return x, None
+        return x, batch_norm_stats(x) if running is None else statistics(x, running)
     shape = x.shape if unit.size is None else unit.y_shape(x.shape, t.w.shape)
     if running is not None:  # past the ops, which have no part in what is running
         work = "forward" if unit.size is None else "dgrad"
@@ -482,7 +494,12 @@ def _backward(
         if needs_dx:
             residual = _x_gradient(side, dc_side, x.shape, INSIDE)
     dx = None
-    if needs_dx:
+    if needs_dx and main[0].unit.geometry is None:
+        if block.shortcut == "identity" and gate is not None:
+            residual = batch_norm_g(dy, gate, activation)
+        dx = dc if residual is None else dc + residual
+        dx = dx.contiguous(memory_format=block.x_format)
+    elif needs_dx:
         gated = block.shortcut == "identity" and gate is not None
         how = (gate, activation) if gated else (None, "none")
         dx = _x_gradient(main[0], dc, x.shape, block.x_format, residual, *how)
@@ -611,7 +628,7 @@ def _forward_pass(chain: Chain, moved: int, *tensors: Tensor | None) -> tuple:
         for k, g in zip(kept, given, strict=True)
         for t in (
             k.stats,
-            k.c,
+            None if k.c is x else k.c,
             None if k.tensors.w is g.w else k.tensors.w,
             None if k.tensors.bias is g.bias else k.tensors.bias,
         )
@@ -638,6 +655,8 @@ def _backward_pass(
         zip(chain.units, _tensors(flat), _tensors(needs), strict=True)
     ):
         stats, c, w, bias = saved[len(KEPT) * i : len(KEPT) * (i + 1)]
+        if c is None and unit.geometry is None:
+            c = x
         used = given._replace(
             w=given.w if w is None else w, bias=given.bias if bias is None else bias
         )
@@ -681,7 +700,9 @@ def _differentiable(chain: Chain, needs: Sequence[bool], dy: Tensor, x: Tensor, 
     def normalised(i: int, z: Tensor) -> Tensor:
         unit, t = units[i], tensors[i]
         z_format = blocks[0].x_format if z is x else INSIDE
-        if unit.size is None:
+        if unit.geometry is None:
+            c = z
+        elif unit.size is None:
             formats = Formats(z_format, unit.w_format, INSIDE)
             c = Conv2dFunction.apply(z, t.w, t.bias, formats, unit.geometry)
         else:

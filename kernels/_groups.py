@@ -1,7 +1,8 @@
 """What in a container's graph can run as one: convolutions and what follows them.
 
-Found is a convolution with its batch norm and activation; a Piece is one block, found one after
-another, with the addition that ends them; a group is what one call of run_chain stands for.
+Found is a convolution with its batch norm and activation, or a batch norm before a convolution with
+its activation; a Piece is one block, found one after another, with the addition that ends them; a
+group is what one call of run_chain stands for.
 """
 
 import ast
@@ -55,17 +56,21 @@ ADDITIONS = (operator.add, torch.add, "add", *ADDED_TO)
 class Found(NamedTuple):
     """A convolution in a graph and what follows it, each the only user of the one before."""
 
-    nodes: tuple[fx.Node, ...]  # the convolution first; identities are among them
+    nodes: tuple[fx.Node, ...]  # one after another; identities are among them
     norm: fx.Node | None
     activation: str
 
     @property
-    def conv(self) -> fx.Node:
-        return self.nodes[0]
+    def conv(self) -> fx.Node | None:
+        return None if self.nodes[0] is self.norm else self.nodes[0]
 
     @property
     def start(self) -> fx.Node:
-        return self.conv.args[0]
+        return self.nodes[0].args[0]
+
+    @property
+    def layers(self) -> list[fx.Node]:
+        return [n for n in (self.conv, self.norm) if n is not None]
 
     @property
     def alone(self) -> bool:
@@ -162,13 +167,35 @@ def find(container: nn.Module, graph: fx.Graph) -> list[Found]:
         if _is_norm(layer_of(container, follows)):
             norm = follows
             nodes.append(norm)
-            follows = _past_identities(container, nodes)
-        activation = _activation(container, follows)
-        if activation is not None:
-            nodes.append(follows)
-            _past_identities(container, nodes)
-        found.append(Found(tuple(nodes), norm, activation or "none"))
+        found.append(_with_activation(container, nodes, norm))
     return found
+
+
+def _with_activation(container: nn.Module, nodes: list[fx.Node], norm: fx.Node | None) -> Found:
+    follows = _past_identities(container, nodes)
+    activation = _activation(container, follows)
+    if activation is not None:
+        nodes.append(follows)
+        _past_identities(container, nodes)
+    return Found(tuple(nodes), norm, activation or "none")
+
+
+def _with_heads(container: nn.Module, graph: fx.Graph, found: list[Found]) -> list[Found]:
+    """found, and the batch norms that are behind no convolution, in the graph's order.
+
+    Those with an activation, or before a convolution that alone uses what they give.
+    """
+    behind = {this.norm for this in found}
+    firsts = {this.nodes[0] for this in found}
+    heads = []
+    for norm in graph.nodes:
+        if norm in behind or not _is_norm(layer_of(container, norm)):
+            continue
+        head = _with_activation(container, [norm], norm)
+        if head.activation != "none" or _only_user(head.end) in firsts:
+            heads.append(head)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    return sorted([*found, *heads], key=lambda this: order[this.nodes[0]])
 
 
 def _past_identities(container: nn.Module, nodes: list[fx.Node]) -> fx.Node | None:
@@ -203,9 +230,8 @@ def _runs(container: nn.Module, found: list[Found]) -> list[list[Found]]:
     by_end = {}
     for this in found:
         run = by_end.pop(this.start, None)
-        linked = run is not None and _only_user(this.start) is this.conv
-        alike = linked and (run[-1].norm is None) == (this.norm is None)
-        if alike and not run[-1].alone:
+        linked = run is not None and _only_user(this.start) is this.nodes[0]
+        if linked and not run[-1].alone and this.conv is not None:
             run.append(this)
         else:
             run = [this]
@@ -215,10 +241,10 @@ def _runs(container: nn.Module, found: list[Found]) -> list[list[Found]]:
 
 
 def _split(container: nn.Module, run: list[Found]) -> Iterator[list[Found]]:
-    convolutions = {found.conv.target for found in run}
+    convolutions = {found.conv.target for found in run if found.conv is not None}
     part = run[:1]
     for before, this in itertools.pairwise(run):
-        names = [n.target for f in (before, this) for n in (f.conv, f.norm) if n is not None]
+        names = [n.target for f in (before, this) for n in f.layers]
         owner = common_owner([name.rpartition(".")[0] for name in names])
         siblings = all(name.rpartition(".")[0] == owner for name in names)
         inside = {
@@ -248,7 +274,7 @@ def common_owner(names: list[str]) -> str:
 def _pieces(container: nn.Module, graph: fx.Graph, effects: Effects) -> list[Piece]:
     """The blocks in a graph: runs, with the additions that end them."""
     runs = []
-    for run in _runs(container, find(container, graph)):
+    for run in _runs(container, _with_heads(container, graph, find(container, graph))):
         whole = effects.movable(Piece(tuple(run)).nodes)
         parts = [run] if whole else [[found] for found in run]
         runs += [part for part in parts if whole or effects.movable(part[0].nodes)]
@@ -279,9 +305,9 @@ def _pieces(container: nn.Module, graph: fx.Graph, effects: Effects) -> list[Pie
 
 
 def _worth(piece: Piece) -> Piece:
-    """The piece without a convolution at its end that nothing follows."""
-    alone = not piece.tail and piece.main[-1].alone
-    return piece._replace(main=piece.main[:-1]) if alone else piece
+    """The piece, or one of nothing where it is a single layer."""
+    single = len(piece.main) == 1 and len(piece.main[0].layers) == 1 and not piece.tail
+    return piece._replace(main=()) if single and piece.main[0].activation == "none" else piece
 
 
 def _with_shortcut(container: nn.Module, add: fx.Node, ends: list[list[Found]]) -> Piece | None:
@@ -292,10 +318,10 @@ def _with_shortcut(container: nn.Module, add: fx.Node, ends: list[list[Found]]) 
     other = next((n for n in add.args if n is not main[-1].end), None)
     if not isinstance(other, fx.Node):
         return None
-    alike = side is not None and (side[0].norm is None) == (main[0].norm is None)
     if add.target in ADDED_TO and add.args[0] is other:
         return None  # what it writes to may be read elsewhere
-    if alike and len(side) == 1 and side[0].start is main[0].start:
+    alike = side is not None and len(side) == 1 and side[0].conv is not None
+    if alike and side[0].start is main[0].start:
         return Piece(tuple(main), "unit", side=side[0])
     if other is main[0].start:
         return Piece(tuple(main), "identity")
@@ -323,7 +349,7 @@ def find_groups(
             group = before
         if (
             piece.shortcut in ("identity", "unit")
-            and piece.main[0].norm is not None
+            and all(f.norm is not None and f.conv is not None for f in piece.found)
             and gates(piece.activation)
         ):
             by_end[piece.end] = group

@@ -33,7 +33,7 @@ class Made(NamedTuple):
     """What there is to fuse in a container's forward."""
 
     program: Program | None
-    lines: dict[str, str]  # by convolution: what it is fused with
+    lines: dict[str, str]  # by convolution, or first layer: what it is fused with
     called: set[str]
     of_mode: bool  # whether it is another one in the other mode
 
@@ -58,7 +58,7 @@ def _make(container: nn.Module, training: bool, given: tuple[str, ...], recomput
         nodes = [n for piece in group for n in piece.nodes]
         called |= {n.target for n in nodes if n.op == "call_module"}
         line = ", ".join(n.target if n.op == "call_module" else n.name for n in nodes) + " fused"
-        lines |= {found.conv.target: line for piece in group for found in piece.found}
+        lines |= {found.layers[0].target: line for piece in group for found in piece.found}
         _replace(container, graph, group, recompute)
     for node in [n for n in graph.nodes if n.meta.get("alone")]:  # which are in no group
         with graph.inserting_before(node):
@@ -83,8 +83,8 @@ def _replace(container: nn.Module, graph: fx.Graph, group: list[Piece], recomput
         return names.index(node.target)
 
     def unit(found: Found, activation: str) -> UnitOf:
-        norm = None if found.norm is None else place(found.norm)
-        return UnitOf(place(found.conv), norm, activation)
+        conv, norm = (None if n is None else place(n) for n in (found.conv, found.norm))
+        return UnitOf(conv, norm, activation)
 
     blocks = []
     for piece in group:

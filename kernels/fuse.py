@@ -76,7 +76,7 @@ def _report(model: nn.Module, outcomes: dict[nn.Module, Outcome]) -> Iterator[st
                 conv = container.get_submodule(path)
                 lines[training][conv] = f"{names[container] or 'model'}: {line}"
     for conv, name in names.items():
-        if not isinstance(conv, nn.modules.conv._ConvNd):
+        if not isinstance(conv, nn.modules.conv._ConvNd) and conv not in lines[True] | lines[False]:
             continue
         training, evaluation = lines[True].get(conv), lines[False].get(conv)
         if training and training == evaluation:

@@ -35,9 +35,12 @@ from .norm.activation import activate
 
 
 class UnitOf(NamedTuple):
-    """Which of the modules make up a unit; norm is None where nothing is normalised."""
+    """Which of the modules make up a unit; norm is None where nothing is normalised.
 
-    conv: int
+    conv is None for a chain's first unit that normalises the input.
+    """
+
+    conv: int | None
     norm: int | None
     activation: str
 
@@ -59,7 +62,9 @@ def run_chain(
 ) -> Tensor:
     """What the modules give for x: the blocks one after another."""
     as_given, (x,) = x, autocast(x)
-    if blocks[0].shortcut == "identity" and as_given.dtype != x.dtype:  # what is added is not cast
+    first = blocks[0]
+    as_it_is = first.shortcut == "identity" or first.units[0].conv is None  # added, or normalised
+    if as_it_is and as_given.dtype != x.dtype:
         return _one_by_one(blocks, as_given, residual, modules)
     units = [unit for block in blocks for unit in block.units]
     tensors = [_tensors(unit, modules) for unit in units]
@@ -122,8 +127,10 @@ class Last(torch.autograd.Function):
 
 def _options(of: UnitOf, modules: Sequence[nn.Module]) -> tuple:
     """What of a unit's modules _unit reads beside their tensors."""
-    conv = modules[of.conv]
-    options = conv.stride, conv.padding, conv.dilation, conv.groups, conv.output_padding
+    options = ()
+    if of.conv is not None:
+        conv = modules[of.conv]
+        options = conv.stride, conv.padding, conv.dilation, conv.groups, conv.output_padding
     if of.norm is None:
         return options
     norm = modules[of.norm]
@@ -131,12 +138,14 @@ def _options(of: UnitOf, modules: Sequence[nn.Module]) -> tuple:
 
 
 def _tensors(of: UnitOf, modules: Sequence[nn.Module]) -> Tensors:
-    conv = modules[of.conv]
+    convolved = (None, None)
+    if of.conv is not None:
+        convolved = modules[of.conv].weight, modules[of.conv].bias
     if of.norm is None:
-        return Tensors(conv.weight, conv.bias)
+        return Tensors(*convolved)
     norm = modules[of.norm]
     running = (None, None) if norm.of_batch else (norm.running_mean, norm.running_var)
-    return Tensors(conv.weight, conv.bias, norm.weight, norm.bias, *running)
+    return Tensors(*convolved, norm.weight, norm.bias, *running)
 
 
 def _blocks(
@@ -179,26 +188,36 @@ def _blocks(
 def _unit(
     of: UnitOf, x_shape: Sequence[int], modules: Sequence[nn.Module], tensors: Tensors
 ) -> Unit:
-    conv, w = modules[of.conv], tensors.w
+    if of.conv is None:
+        g, size, w_format = None, None, torch.contiguous_format
+    else:
+        g, size, w_format = _convolved(modules[of.conv], x_shape, tensors.w)
+    if of.norm is None:
+        return Unit(g, size, w_format, "none", 0.0, of.activation)
+    norm = modules[of.norm]
+    statistics = "batch" if norm.of_batch else "given"
+    return Unit(g, size, w_format, statistics, norm.eps, of.activation)
+
+
+def _convolved(conv: nn.Module, x_shape: Sequence[int], w: Tensor) -> tuple:
+    """A unit's geometry, size and w_format."""
     g = geometry("conv_bn_relu", w.shape[2:], conv.stride, conv.padding, conv.dilation, conv.groups)
     size = None
     if conv.transposed:
         g = leading_back(g, conv.output_padding)
         size = tuple(g.x_shape(x_shape, w.shape)[2:])
     g = fitted("conv_bn_relu", size or x_shape[2:], w.shape[2:], g)
-    if of.norm is None:
-        return Unit(g, size, layout(w), "none", 0.0, of.activation)
-    norm = modules[of.norm]
-    statistics = "batch" if norm.of_batch else "given"
-    return Unit(g, size, layout(w), statistics, norm.eps, of.activation)
+    return g, size, layout(w)
 
 
 def _shape(unit: Unit, t: Tensors, x: Tensor, x_shape: Sequence[int]) -> list[int] | None:
     """Of the unit's result; None where its tensors do not fit one another or x."""
-    channels = t.w.shape[1] * unit.geometry.groups
-    if x_shape[1] != (channels if unit.size is None else t.w.shape[0]):
-        return None
-    shape = list(unit.y_shape(x_shape, t.w.shape))
+    shape = list(x_shape)
+    if unit.geometry is not None:
+        channels = t.w.shape[1] * unit.geometry.groups
+        if x_shape[1] != (channels if unit.size is None else t.w.shape[0]):
+            return None
+        shape = list(unit.y_shape(x_shape, t.w.shape))
     vectors, cast = [v for v in t[2:] if v is not None], autocast_dtype(x.device.type)
     dtypes = {v.dtype for v in vectors}
     fits = (

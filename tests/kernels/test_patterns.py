@@ -185,6 +185,38 @@ class Rectified(nn.Module):
         return self.act(self.conv2(y) + F.max_pool2d(y, 1))
 
 
+class Dense(nn.Module):
+    """As a layer of DenseNet's: what comes is kept beside what comes of it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, 2, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        y = self.conv1(F.relu(self.norm1(x), inplace=True))
+        return torch.cat([x, self.conv2(F.relu(self.norm2(y)))], 1)
+
+
+class PreActivated(nn.Module):
+    """As ResNetV2's: batch norm and ReLU before each convolution, and the input added."""
+
+    def __init__(self, projected):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1, bias=False)
+        self.projection = nn.Conv2d(3, 3, 1) if projected else None
+
+    def forward(self, x):
+        y = F.relu(self.bn1(x))
+        shortcut = x if self.projection is None else self.projection(y)
+        return self.conv2(F.relu(self.bn2(self.conv1(y)))) + shortcut
+
+
+DENSE = ["batch_norm_stats", "batch_norm", "conv2d_stats", "batch_norm", "conv2d_fused"]
+PREACTIVATED = ["conv2d_stats", "batch_norm", "conv2d_fused"]
+
+
 class Silu(Rectified):
     def __init__(self):
         super().__init__(F.silu)
@@ -206,10 +238,25 @@ PATTERNS = {
         ["conv2d_stats", "batch_norm"],
         ["conv2d_fused"],
     ),
-    "batch norm and ReLU in one, alone": (
+    "batch norm and ReLU in one, before": (
         lambda: nn.Sequential(BatchNormAct2d(3, nn.ReLU6), conv(), BatchNormAct2d(4, nn.Identity)),
         ["batch_norm_stats", "batch_norm", "conv2d_stats", "batch_norm"],
         ["batch_norm", "conv2d_fused"],
+    ),
+    "batch norm before": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3), conv(), nn.BatchNorm2d(4), nn.SiLU(), conv(4)),
+        ["batch_norm_stats", "batch_norm", "conv2d_stats", "batch_norm", "conv2d_fused"],
+        ["batch_norm", "conv2d_fused", "conv2d_fused"],
+    ),
+    "dense": (
+        lambda: nn.Sequential(Dense(3), Dense(5)),
+        DENSE * 2,
+        ["batch_norm", "conv2d_fused", "conv2d_fused"] * 2,
+    ),
+    "before a shortcut": (
+        lambda: nn.Sequential(PreActivated(True), PreActivated(False)),
+        ["batch_norm_stats", "batch_norm", "conv2d", *PREACTIVATED, *DENSE[:2], *PREACTIVATED],
+        ["batch_norm", *["conv2d_fused"] * 3, "batch_norm", *["conv2d_fused"] * 2],
     ),
     "same padding": (
         lambda: nn.Sequential(Conv2dSame(3, 4, 3, stride=2), BatchNormAct2d(4), Conv2dSame(4, 4, 2)),
@@ -317,6 +364,13 @@ def test_pattern_converts_and_back_and_is_pickled(name, device):
     assert repr(ours) == repr(model)
 
 
+LEFT = {  # batch norms that are behind no convolution of their own
+    "batch norm and ReLU in one, before": 1,
+    "frozen batch norm": 1,
+    "batch norm before": 1,
+    "dense": 2,
+    "before a shortcut": 2,
+}
 WITHOUT_NORM = {"addition", "gates", "gates of SiLU", "functions", "rows of ReLU"} | {
     "shortcuts without batch norm",
     "SiLU behind shortcuts",
@@ -335,9 +389,7 @@ def test_pattern_folds(name, device):
         for m in (folded, fuse(folded)):
             torch.testing.assert_close(m.to(device)(x.to(device)).cpu(), model(x))
     left = [m for m in folded.modules() if "BatchNorm" in type(m).__name__]
-    assert len(left) == (
-        1 if name in ("batch norm and ReLU in one, alone", "frozen batch norm") else 0
-    )
+    assert len(left) == LEFT.get(name, 0)
 
 
 @pytest.mark.parametrize("child", ["1", "1.drop", "1.act"])
@@ -507,6 +559,56 @@ def test_report_tells_where_a_group_is_fused():
     lines = []
     fuse(convert(Modes()), report=lines.append)
     assert lines == [
-        "model: conv1, relu fused in training",
+        "model: conv1, relu, conv2 fused in training",
         "model: conv2, relu fused in evaluation",
     ]
+
+
+UNUSUAL = ["batch norm before", "dense", "before a shortcut", "SiLU behind shortcuts"]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", [*UNUSUAL, "rows of ReLU", "addition"])
+def test_pattern_that_is_to_be_recomputed(name, training, device):
+    model, x = made(name).train(training), images()
+    fused = fuse(convert(model), recompute=True).to(device)
+    for actual, right in zip(results(fused, x.to(device)), results(model, x), strict=True):
+        torch.testing.assert_close(actual, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_second_gradients_of_patterns(name, training, device):
+    model, found = made(name).train(training), []
+    for m, on in ((fuse(convert(model)).to(device), device), (model, "cpu")):
+        x = torch.linspace(-2, 3, 150, dtype=torch.float64, device=on).sin().view(2, 3, 5, 5)
+        x = x.requires_grad_()
+        wanted = [x, *m.parameters()]
+        first = torch.autograd.grad(m(x).square().sum(), wanted, create_graph=True)
+        total = sum(t.square().mean() for t in first)
+        second = torch.autograd.grad(total, [x, m.get_parameter(next(iter(m.state_dict())))])
+        found.append([t.detach().cpu() for t in (*first, *second)])
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("frozen", ["norm1", "conv1", "norm2", "conv2", "input", "all but norm1"])
+def test_partial_gradients_behind_a_batch_norm(frozen, device):
+    model, found = Dense(3).double(), []
+    for m, on in ((fuse(convert(model)).to(device), device), (model, "cpu")):
+        x = torch.linspace(-2, 3, 150, dtype=torch.float64, device=on).sin().view(2, 3, 5, 5)
+        x.requires_grad_(frozen not in ("input", "all but norm1"))
+        for name, p in m.named_parameters():
+            inside = name.startswith("norm1") if "all" in frozen else not name.startswith(frozen)
+            p.requires_grad_(inside)
+        wanted = [t for t in (x, *m.parameters()) if t.requires_grad]
+        found.append([t.cpu() for t in torch.autograd.grad(m(x).square().sum(), wanted)])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+def test_batch_norm_in_front_under_autocast(device):
+    """What it reads is float32, as is what torch's batch norm gives then."""
+    model = convert(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1))).to(device)
+    x = 100 + torch.randn(2, 3, 6, 6, device=device)  # in half precision the mean would be lost
+    fused = fuse(model)
+    with torch.autocast(device, torch.bfloat16):
+        torch.testing.assert_close(fused(x), model(x))
