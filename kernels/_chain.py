@@ -317,7 +317,7 @@ def _convolve(
 def _x_gradient(
     kept: Kept, dc, x_shape, memory_format, residual=None, gate=None, activation="none"
 ) -> Tensor:
-    """Of kept's convolution, plus residual where gate is open."""
+    """Of kept's convolution: plus residual, or all of it, as activation passes back by gate."""
     unit, w = kept.unit, kept.tensors.w
     end = (None, *NO_NORM, residual, gate, 0.0, activation)
     if unit.size is not None:
@@ -451,9 +451,10 @@ def _backward(
         if this.unit.norm == "none":
             if needs_z:
                 found[i + 1]["w"] = _w_gradient(above, dc, this.z())
-            result = this.c if above is not None and this.unit.direct else None
-            result = gate if above is None else result
-            found[i], dc = _bare_backward(this, dz, this.unit.activation, result)
+            # of what is not the last one's, what this one's result tells was part of dgrad
+            done = above is not None and this.unit.direct
+            how = "none" if done else this.unit.activation, gate if above is None else None
+            found[i], dc = _bare_backward(this, dz, *how)
             if above is None and gate is not None:
                 dy, gate = dc, None
                 g = dc if needs_g else None
@@ -470,7 +471,10 @@ def _backward(
             if this.needs.bias:
                 found[i]["bias"] = conv2d_dbias(dc).to(this.given.bias.dtype)
         if i > first:
-            dz = _x_gradient(this, dc, main[i - 1].c.shape, INSIDE)
+            below = main[i - 1]
+            act = below.unit.activation if below.unit.direct else "none"
+            how = (None if act == "none" else below.c), act
+            dz = _x_gradient(this, dc, below.c.shape, INSIDE, None, *how)
     if first < len(main) and main[first].needs.w:
         found[first]["w"] = _w_gradient(main[first], dc, x if first == 0 else main[first - 1].z())
 

@@ -4,7 +4,8 @@
 
 each step where it is asked for.  Or y = acc + bias, with the statistics of y's channels, as batch
 norm in training wants them.  Or y = acc + the residual as act passes it back, told by the gate, its
-result: the gradient of a block that adds its input to its output.
+result: the gradient of a block that adds its input to its output.  Or, without a residual, acc as
+act passes it back.
 """
 
 from typing import NamedTuple
@@ -52,6 +53,9 @@ def store_tile(
             gate = tl.load(gate_ptr + offs, mask=inside, other=0.0)
             residual = passed(residual, gate, ACTIVATION, True)
         acc += residual
+    elif gate_ptr is not None:
+        gate = tl.load(gate_ptr + offs, mask=inside, other=0.0).to(ACC)
+        acc = passed(acc, gate, ACTIVATION, True)
     if gate_ptr is None:
         acc = activated(acc, ACTIVATION)
     tl.store(y_ptr + offs, acc, mask=inside)
@@ -94,7 +98,7 @@ class Epilogue(NamedTuple):
 
     def arguments(self, partial: Tensor | None) -> tuple:
         bias, mean, var, scale, shift, residual, gate, eps, activation = self
-        if mean is None and residual is None:
+        if mean is None and residual is None and gate is None:
             bias = None if bias is None else bias.contiguous()
             return bias, None, None, None, None, None, None, partial, eps, activation
         residual = None if residual is None else nhwc(residual)

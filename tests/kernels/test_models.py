@@ -153,25 +153,25 @@ FORWARD = ("conv2d", "conv2d_stats", "conv2d_fused")
 # given statistics none is counted, though they run as a chain), and those fused in evaluation
 MODELS = {
     "timm test_resnet": (lambda: timm("test_resnet"), (15, 15, 15)),
-    "timm test_byobnet": (lambda: timm("test_byobnet"), (22, 14, 18)),
-    "timm test_efficientnet": (lambda: timm("test_efficientnet"), (17, 13, 13)),
-    "timm tf_efficientnet": (lambda: timm("test_efficientnet", pad_type="same"), (17, 13, 13)),
+    "timm test_byobnet": (lambda: timm("test_byobnet"), (22, 22, 22)),
+    "timm test_efficientnet": (lambda: timm("test_efficientnet"), (17, 15, 17)),
+    "timm tf_efficientnet": (lambda: timm("test_efficientnet", pad_type="same"), (17, 15, 17)),
     "timm resnet26d": (lambda: timm_resnet(stem_type="deep", avg_down=True), (19, 19, 19)),
     "timm repvgg": (timm_repvgg, (10, 10, 10)),
-    "timm densenet": (timm_densenet, (10, 5, 5)),
+    "timm densenet": (timm_densenet, (10, 10, 10)),
     "torchvision resnet, frozen": (frozen_resnet, (12, 0, 12)),
     "torchvision mobilenet_v2": (mobilenet_v2, (13, 13, 13)),
-    "torchvision mobilenet_v3": (mobilenet_v3, (9, 7, 8)),
+    "torchvision mobilenet_v3": (mobilenet_v3, (9, 9, 9)),
     "torchvision shufflenet_v2": (shufflenet, (20, 20, 20)),
-    "torchvision squeezenet": (squeezenet, (26, 0, 26)),
-    "torchvision densenet": (densenet, (10, 5, 5)),
+    "torchvision squeezenet": (squeezenet, (26, 26, 26)),
+    "torchvision densenet": (densenet, (10, 10, 10)),
     "transformers ResNet": (
         lambda: transformer("ResNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
         (6, 6, 6),
     ),
     "transformers RegNet": (
         lambda: transformer("RegNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=8),
-        (13, 9, 11),
+        (13, 13, 13),
     ),
     "transformers MobileNetV1": (lambda: transformer("MobileNetV1", depth_multiplier=0.1), (27, 27, 27)),
     "transformers MobileNetV2": (lambda: transformer("MobileNetV2", depth_multiplier=0.1), (52, 52, 52)),
@@ -183,8 +183,8 @@ MODELS = {
         ),
         (11, 11, 11),
     ),
-    "diffusers UNet2D": (unet, (14, 0, 10)),
-    "diffusers EncoderTiny": (autoencoder, (12, 0, 9)),
+    "diffusers UNet2D": (unet, (14, 10, 10)),
+    "diffusers EncoderTiny": (autoencoder, (12, 9, 9)),
 }  # fmt: skip
 
 
