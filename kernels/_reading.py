@@ -165,6 +165,16 @@ def is_known(module: nn.Module) -> bool:
     )
 
 
+def is_leaf(module: nn.Module) -> bool:
+    """Whether module holds nothing and is no layer of torch.nn or ours: all it has is a forward."""
+    return (
+        not (module._modules or module._parameters or module._buffers)
+        and is_layer(module)
+        and not is_known(module)
+        and not own_class(module).__module__.startswith("torch.nn")
+    )
+
+
 def containers(model: nn.Module) -> list[nn.Module]:
     """What calls layers, outermost first."""
     return [m for m in model.modules() if not is_layer(m)]
@@ -286,23 +296,25 @@ class _Reader:
             found = self.in_parts(owner, own, values[0])
             if found is not None:
                 return found
-        if is_layer(module):
+        leaf = is_leaf(module)
+        if is_layer(module) and not leaf:
             self.lent += [] if is_known(module) else mutable
             options = {name: vars(module)[name] for name in OPTIONS if name in vars(module)}
             self.journal += [(path, "attributes", option) for option in options.items()]
-        elif self.inside(path) or not plain:
+        elif leaf or self.inside(path) or not plain:
             before = self.mark()
             try:
                 why = altered(module, own_class(module))
                 if why or type(module).__call__ is not nn.Module.__call__:
                     raise NotUnderstoodError(f"{path} {why or 'is called in its own way'}")
                 self.journal += [(path, "kind", own_class(module)), (path, "entered", True)]
-                inner = path if plain else owner
+                inner = path if plain and not leaf else owner
                 return self.enter(own_class(module).forward, own, (own, *args), kwargs, inner)
             except NotUnderstoodError:
-                if mutable:  # which it may have written to
+                if mutable and not leaf:  # which it may have written to
                     raise
                 self.back_to(before)
+                self.lent += mutable
         else:
             self.lent += mutable
         return self.record(owner, "call_module", path, args, kwargs)
@@ -647,6 +659,7 @@ class _Frame:
             if own != self.own:
                 raise self.refusal(node, "reads another module's mode")
             self.reader.of_mode = True
+            self.watch(own, "of_mode", True)
             return self.reader.training
         if name in vars(module):
             found = vars(module)[name]

@@ -258,6 +258,7 @@ class Watched(NamedTuple):
     path: tuple[str, ...]
     kind: type[nn.Module] | None = None
     entered: bool = False  # its own call is left out
+    of_mode: bool = False  # its own mode was read
     children: tuple[str, ...] | None = None
     attributes: tuple[tuple[str, Any], ...] = ()
 
@@ -270,7 +271,8 @@ class Watched(NamedTuple):
                 return f"{self.name} is gone"
         if self.entered:
             why = altered(module, self.kind)
-            if why is None and module.training != container.training and any(module.children()):
+            of_mode = self.of_mode or any(module.children())
+            if why is None and of_mode and module.training != container.training:
                 why = "is in another mode"
             if why is not None:
                 return f"{self.name} {why}"

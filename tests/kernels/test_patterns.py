@@ -217,6 +217,37 @@ DENSE = ["batch_norm_stats", "batch_norm", "conv2d_stats", "batch_norm", "conv2d
 PREACTIVATED = ["conv2d_stats", "batch_norm", "conv2d_fused"]
 
 
+class OwnGate(nn.Module):
+    """As timm's: an activation in a class of its own."""
+
+    def forward(self, x):
+        return x.sigmoid()
+
+
+class DropPath(nn.Module):
+    """As timm's: leaves whole images out, in training."""
+
+    def __init__(self, probability):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x):
+        if self.probability == 0 or not self.training:
+            return x
+        kept = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - self.probability)
+        return x * kept
+
+
+class Stochastic(nn.Module):
+    def __init__(self, probability):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3)
+        self.drop_path = DropPath(probability)
+
+    def forward(self, x):
+        return F.relu(self.drop_path(self.bn(self.conv(x))) + x)
+
+
 class Silu(Rectified):
     def __init__(self):
         super().__init__(F.silu)
@@ -282,6 +313,16 @@ PATTERNS = {
     "gates of SiLU": (
         lambda: Gated(nn.SiLU), ["adaptive_avg_pool2d", *["conv2d_fused"] * 2],
         ["adaptive_avg_pool2d", *["conv2d_fused"] * 2],
+    ),
+    "gates of its own": (
+        lambda: Gated(nn.ReLU, OwnGate),
+        ["adaptive_avg_pool2d", *["conv2d_fused"] * 2],
+        ["adaptive_avg_pool2d", *["conv2d_fused"] * 2],
+    ),
+    "paths that none leaves": (
+        lambda: Stochastic(0.0),
+        ["conv2d_stats", "batch_norm"],
+        ["conv2d_fused"],
     ),
     "functions": (Functions, ["conv2d_fused"] * 7, ["conv2d_fused"] * 7),
     "shortcuts without batch norm": (Rectified, ["conv2d_fused"] * 4, ["conv2d_fused"] * 4),
@@ -371,7 +412,14 @@ LEFT = {  # batch norms that are behind no convolution of their own
     "dense": 2,
     "before a shortcut": 2,
 }
-WITHOUT_NORM = {"addition", "gates", "gates of SiLU", "functions", "rows of ReLU"} | {
+WITHOUT_NORM = {
+    "addition",
+    "gates",
+    "gates of SiLU",
+    "gates of its own",
+    "functions",
+    "rows of ReLU",
+} | {
     "shortcuts without batch norm",
     "SiLU behind shortcuts",
 }
@@ -612,3 +660,26 @@ def test_batch_norm_in_front_under_autocast(device):
     fused = fuse(model)
     with torch.autocast(device, torch.bfloat16):
         torch.testing.assert_close(fused(x), model(x))
+
+
+def test_paths_that_some_leave(device):
+    model = made("paths that none leaves")
+    model.drop_path.probability = 0.5
+    fused, x, found = fuse(convert(model)).to(device), images().to(device), []
+    for m in (fused, convert(model).to(device)):
+        torch.manual_seed(0)
+        found.append([m.train()(x), m.eval()(x)])
+    torch.testing.assert_close(*found)
+    assert launched(fused.eval(), x) == ["conv2d_fused"]
+
+
+def test_mode_of_what_was_read_is_looked_at_again(device):
+    model = made("paths that none leaves")
+    model.drop_path.probability = 1.0
+    fused, x = fuse(convert(model)).to(device), images().to(device)
+    fused.drop_path.eval()
+    with pytest.warns(UserWarning, match="Stochastic runs unfused: drop_path is in another mode"):
+        assert not torch.equal(fused(x), F.relu(x))  # as if every path were left
+    fused.drop_path.train()
+    fused.drop_path.register_forward_hook(lambda module, args, y: y * 0)
+    torch.testing.assert_close(fused.eval()(x), F.relu(x))
