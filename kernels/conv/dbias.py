@@ -14,6 +14,9 @@ from .._launch import INTERPRETED, INTERPRETED_BLOCK, launch
 from .._split import pixel_share
 
 
+BYTES = 16384  # of a block: with two programs on a multiprocessor enough are under way
+
+
 @triton.jit(do_not_specialize=("pixels", "pixels_a_split"))
 def _conv2d_dbias_kernel(
     dy_ptr, db_ptr, pixels, C, pixels_a_split,  # dy [pixels, C], db [splits, C]
@@ -35,8 +38,8 @@ def conv2d_dbias(dy):
         return dy.new_zeros(C)
     dy, pixels = nhwc(dy), N * H * W
     block_c = min(triton.next_power_of_2(C), 64)
-    block_p = INTERPRETED_BLOCK // block_c if INTERPRETED else 32
-    block_p = min(block_p, triton.next_power_of_2(pixels))
+    elements = INTERPRETED_BLOCK if INTERPRETED else BYTES // dy.element_size()
+    block_p = min(elements // block_c, triton.next_power_of_2(pixels))
     tiles_c = triton.cdiv(C, block_c)
     splits, pixels_a_split = _split.shares(tiles_c, pixels, triton.cdiv(pixels, block_p))
     db = dy.new_empty(C)
@@ -44,6 +47,7 @@ def conv2d_dbias(dy):
     launch(
         _conv2d_dbias_kernel, tiles_c * splits,
         dy, partial, pixels, C, pixels_a_split,
-        accumulator(dy.dtype), index_type(dy), block_p, block_c, out=partial,
+        accumulator(dy.dtype), index_type(dy), block_p, block_c,
+        num_warps=8, out=partial,
     )  # fmt: skip
     return _split.add_splits(partial, db)

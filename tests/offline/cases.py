@@ -173,8 +173,8 @@ def activations(dtype: str) -> None:
             y = tritonconv.conv_bn_relu(x, w, v, *running, v, v, training=True, activation=name)
             y.backward(torch.empty_like(y))
     for act in (torch.nn.ReLU(), torch.nn.Sigmoid(), torch.nn.SiLU()):
-        conv = tritonconv.Conv2d(64, 64, 1)
-        net = tritonconv.fuse(torch.nn.Sequential(conv, act)).to(DTYPES[dtype])
+        convs = tritonconv.Conv2d(64, 64, 1), act, tritonconv.Conv2d(64, 64, 1), act
+        net = tritonconv.fuse(torch.nn.Sequential(*convs)).to(DTYPES[dtype])
         y = net(empty((8, 64, 28, 28), dtype))
         y.backward(torch.empty_like(y))
 
