@@ -101,7 +101,7 @@ def test_check_names_the_first_container_that_differs(fault, device, monkeypatch
     wrong, what = FAULTS[fault]
 
     def planted(blocks, recompute, x, residual, *layers):
-        run = wrong if layers[1].in_channels == 4 else run_chain
+        run = wrong if layers[0].in_channels == 4 else run_chain
         return run(blocks, recompute, x, residual, *layers)
 
     monkeypatch.setattr("tritonconv._stand_in.run_chain", planted)
