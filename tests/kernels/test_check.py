@@ -76,7 +76,7 @@ class Skewed(torch.autograd.Function):
 
 def moves_statistics(blocks, recompute, x, residual, *layers):
     y = run_chain(blocks, recompute, x, residual, *layers)
-    layers[0].running_var *= 1.01
+    layers[1].running_var *= 1.01
     return y
 
 
