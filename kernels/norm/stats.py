@@ -54,6 +54,36 @@ def block_statistics(x, inside, n):
 
 
 @triton.jit
+def mean_if_first(near, count, x, inside, more):
+    """The mean of x's `more` columns inside, [C, P], if no value was counted before; else near."""
+    if count == 0:
+        near = tl.sum(tl.where(inside, x, 0.0), axis=1) / tl.maximum(more, 1).to(near.dtype)
+    return near
+
+
+@triton.jit
+def add_block(near, total, squares, count, x, inside, more, share):
+    """Adds x's `more` columns inside, [C, P], to sums about near of `count` values before.
+
+    total and squares are of a share of each value, which is to be about 1 over their number.
+    """
+    offset = tl.where(inside, x - near[:, None], 0.0)
+    total += tl.sum(offset, axis=1) * share
+    squares += tl.sum(offset * offset, axis=1) * share
+    return total, squares, count + more
+
+
+@triton.jit
+def store_sums(partial_ptr, part, c, C, inside, near, total, squares, count, share):
+    """Row `part` of partial statistics, from sums as add_block makes them."""
+    n = count.to(near.dtype)
+    scale = 1.0 / (tl.maximum(n, 1.0) * share)
+    rest = total * scale
+    var = about_mean(squares * scale, rest)
+    store_statistics(partial_ptr, part, c, C, inside, n, near, rest, var)
+
+
+@triton.jit
 def store_statistics(partial_ptr, part, c, C, inside, n, mean, rest, var):
     """Row `part` of partial statistics [parts, 4, C]; n is one for all channels, or one each."""
     partial_ptr += part * 4 * C + c
