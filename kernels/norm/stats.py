@@ -20,7 +20,8 @@ from .._common import accumulator, index_type, nhwc, op, unit, units
 from .._launch import INTERPRETED, launch
 from .._split import pixel_share, sum_dtype
 
-BLOCK_PARTS = 64  # partial statistics that a program of the combining kernel adds in one step
+# partial statistics of so many channels that a program of the combining kernel adds in one step
+BLOCK_PARTS, BLOCK_CHANNELS = 256, 8
 
 
 @triton.jit
@@ -222,7 +223,7 @@ def combined(partial: Tensor, running: Running | None = None) -> Tensor:
     share = parts if parts <= 4 * BLOCK_PARTS else BLOCK_PARTS
     left = triton.cdiv(parts, share)
     out = partial.new_empty((2, C) if left == 1 else (left, 4, C))
-    block_c = min(triton.next_power_of_2(C), 32)
+    block_c = min(triton.next_power_of_2(C), BLOCK_CHANNELS)
     mean, var, batches, momentum = Running() if running is None or left > 1 else running
     average = momentum is None and batches is not None
     if average:
@@ -235,7 +236,7 @@ def combined(partial: Tensor, running: Running | None = None) -> Tensor:
         _batch_norm_combine_kernel, left * triton.cdiv(C, block_c),
         partial, out, mean, var, batches, parts, C, share, near, momentum - near,
         left == 1, average, accumulator(partial.dtype), index_type(partial), BLOCK_PARTS, block_c,
-        out=(out, *moved),
+        num_warps=8, out=(out, *moved),
     )  # fmt: skip
     return out if left == 1 else combined(out, running)
 
