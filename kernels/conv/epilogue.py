@@ -17,7 +17,27 @@ from torch import Tensor
 from .._common import nhwc
 from ..norm.activation import activated, passed
 from ..norm.normalise import coefficients, vector
-from ..norm.stats import block_statistics, store_statistics
+from ..norm.stats import add_block, block_statistics, mean_if_first, store_statistics
+
+
+@triton.jit
+def _in_two(acc):
+    return acc.reshape(acc.shape[0], 2, acc.shape[1] // 2).permute(0, 2, 1).split()
+
+
+@triton.jit
+def pieces(acc, PIECES: tl.constexpr):
+    """acc [A, B] in 1, 2 or 4, of [A, B / PIECES] each: what follows takes as few registers."""
+    if PIECES == 1:
+        return acc, acc
+    else:
+        first, second = _in_two(acc)
+        if PIECES == 2:
+            return first, second
+        else:
+            one, two = _in_two(first)
+            three, four = _in_two(second)
+            return one, two, three, four
 
 
 @triton.jit
@@ -63,6 +83,27 @@ def store_tile(
 
 
 @triton.jit
+def store_and_add(
+    acc, bias, y_ptr, offs, rows, channels, bias_ptr,
+    near, total, squares, count, more, share, MAY_BE_FIRST: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Stores one of a program's tiles, acc [N, M] at offs [M, N], and gives sums with it added.
+
+    These are about the first tile's mean, or what near was given for it.  They are taken before it
+    is stored, while a warp holds all of a channel's pixels.
+    """
+    if bias_ptr is not None:
+        acc += bias[:, None]
+    y = acc.to(y_ptr.dtype.element_ty)
+    x, inside = y.to(ACC), rows[None, :]
+    if MAY_BE_FIRST:
+        near = mean_if_first(near, count, x, inside, more)
+    total, squares, count = add_block(near, total, squares, count, x, inside, more, share)
+    tl.store(y_ptr + offs, y.T, mask=rows[:, None] & channels[None, :])
+    return near, total, squares, count
+
+
+@triton.jit
 def finish(
     acc, y_ptr, offs, rows, n, c, C, channels, part,
     bias_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
@@ -81,6 +122,16 @@ def finish(
     if partial_ptr is not None:
         mean, rest, var = block_statistics(stored, rows[:, None], n.to(ACC))
         store_statistics(partial_ptr, part, c, C, channels, n.to(ACC), mean, rest, var)
+
+
+def room(tile, statistics: bool) -> dict[str, int]:
+    """Constants by which the epilogue leaves room for two programs in a multiprocessor's registers.
+
+    It takes a tile in pieces where a thread has many sums, and 8 warps may have half of all.
+    """
+    sums = tile.m * tile.n // (32 * tile.warps)
+    count = min(max(sums // (16 if statistics else 32), 1), 4)
+    return {"PIECES": count, **({"maxnreg": 128} if (sums, tile.warps) == (64, 8) else {})}
 
 
 class Epilogue(NamedTuple):

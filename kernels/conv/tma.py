@@ -36,6 +36,11 @@ TILES: Tables = {
 }
 MOST_INTERPRETED = 1024, 256, 256  # m, n and k
 PROGRAMS = 132  # one for each multiprocessor of an H100
+REGISTERS, SHARED, RESERVED = (
+    2**16,
+    228 * 1024,
+    1024,
+)  # of one, bytes of it, and those of each program
 LARGE = 2**14  # outputs; of a larger tile, a multiprocessor runs one program at a time
 
 
@@ -79,6 +84,22 @@ def serving(p: Problem, m: int, n: int, k: int, tables: Tables = TILES) -> tuple
 
     guess = next(filter(fits, tiles), least)
     return guess, *(t for t in tiles if t != guess)
+
+
+def walkers(p: Problem, tile: Tile, blocks: int, tiles_c: int) -> int:
+    """How many programs share the blocks of pixels of each tile of channels.
+
+    One each; with statistics as many as are resident at once, for each leaves a part of them.
+    """
+    if not p.statistics:
+        return blocks
+    return min(blocks, max(PROGRAMS * resident(tile, p.dtype.itemsize) // tiles_c, 1))
+
+
+def resident(tile: Tile, size: int) -> int:
+    """Programs that a multiprocessor holds: sums take half of the registers they have."""
+    shared = tile.stages * (tile.m + tile.n) * tile.k * size + RESERVED
+    return max(min(REGISTERS // (2 * tile.m * tile.n), SHARED // shared), 1)
 
 
 def transposes_w(p: Problem) -> bool:

@@ -20,7 +20,8 @@ from .._common import accumulator, index_type, nhwc, op, unit, units
 from .._launch import INTERPRETED, launch
 from .._split import pixel_share, sum_dtype
 
-BLOCK_PARTS = 64  # partial statistics that a program of the combining kernel adds in one step
+# partial statistics of so many channels that a program of the combining kernel adds in one step
+BLOCK_PARTS, BLOCK_CHANNELS = 256, 8
 
 
 @triton.jit
@@ -51,6 +52,36 @@ def block_statistics(x, inside, n):
     offset = x - near[None, :]
     rest = tl.sum(offset * share, axis=0)
     return near, rest, about_mean(tl.sum(offset * (offset * share), axis=0), rest)
+
+
+@triton.jit
+def mean_if_first(near, count, x, inside, more):
+    """The mean of x's `more` columns inside, [C, P], if no value was counted before; else near."""
+    if count == 0:
+        near = tl.sum(tl.where(inside, x, 0.0), axis=1) / tl.maximum(more, 1).to(near.dtype)
+    return near
+
+
+@triton.jit
+def add_block(near, total, squares, count, x, inside, more, share):
+    """Adds x's `more` columns inside, [C, P], to sums about near of `count` values before.
+
+    total and squares are of a share of each value, which is to be about 1 over their number.
+    """
+    offset = tl.where(inside, x - near[:, None], 0.0)
+    total += tl.sum(offset, axis=1) * share
+    squares += tl.sum(offset * offset, axis=1) * share
+    return total, squares, count + more
+
+
+@triton.jit
+def store_sums(partial_ptr, part, c, C, inside, near, total, squares, count, share):
+    """Row `part` of partial statistics, from sums as add_block makes them."""
+    n = count.to(near.dtype)
+    scale = 1.0 / (tl.maximum(n, 1.0) * share)
+    rest = total * scale
+    var = about_mean(squares * scale, rest)
+    store_statistics(partial_ptr, part, c, C, inside, n, near, rest, var)
 
 
 @triton.jit
@@ -192,7 +223,7 @@ def combined(partial: Tensor, running: Running | None = None) -> Tensor:
     share = parts if parts <= 4 * BLOCK_PARTS else BLOCK_PARTS
     left = triton.cdiv(parts, share)
     out = partial.new_empty((2, C) if left == 1 else (left, 4, C))
-    block_c = min(triton.next_power_of_2(C), 32)
+    block_c = min(triton.next_power_of_2(C), BLOCK_CHANNELS)
     mean, var, batches, momentum = Running() if running is None or left > 1 else running
     average = momentum is None and batches is not None
     if average:
@@ -205,7 +236,7 @@ def combined(partial: Tensor, running: Running | None = None) -> Tensor:
         _batch_norm_combine_kernel, left * triton.cdiv(C, block_c),
         partial, out, mean, var, batches, parts, C, share, near, momentum - near,
         left == 1, average, accumulator(partial.dtype), index_type(partial), BLOCK_PARTS, block_c,
-        out=(out, *moved),
+        num_warps=8, out=(out, *moved),
     )  # fmt: skip
     return out if left == 1 else combined(out, running)
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from tritonconv import _common, _launch, _split, conv2d, conv_bn_relu
 from tritonconv.conv import dispatch, tma
 from tritonconv.conv.box import box_of
-from tritonconv.conv.dispatch import force_family
+from tritonconv.conv.dispatch import convolve, force_family
+from tritonconv.conv.epilogue import Epilogue
 from tritonconv.conv.forward import conv2d_stats
 from tritonconv.conv.geometry import Geometry
 from tritonconv.conv.problem import Problem
@@ -159,22 +160,81 @@ def test_tma_conv_bn_relu_equals_torch(family, k, blocks, device, monkeypatch):
         assert_close(forward_backward(ours, *given, dy=dy), expected, 8 * x.numel(), 2**-10)
 
 
+def check_statistics(y, found, rtol=3e-6) -> None:
+    values = y.double().transpose(0, 1).flatten(1)
+    expected = torch.stack((values.mean(1), values.var(1, correction=0)))
+    torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=3e-6)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 @pytest.mark.parametrize("pixels", [(1, 1), (5, 3), (9, 11)])
-def test_statistics_of_a_walk_are_exact(pixels, mean, bias, device, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "tile", "k"),
+    [
+        ("stream", SMALL["stream"], 1),
+        ("gemm", SMALL["gemm"], 1),
+        ("gemm", tma.TILES[2][1], 1),  # whose epilogue takes it in pieces
+        ("boxes", SMALL["boxes"], 3),
+        ("boxes", tma.TILES[2][1], 3),
+    ],
+)
+def test_statistics_of_a_walk_are_exact(family, tile, k, pixels, mean, bias, device, monkeypatch):
     """Of many blocks, of one, and of blocks partly beyond the last pixel, far from zero."""
     monkeypatch.setattr(tma, "PROGRAMS", 2)
     x = torch.randn(3, 8, *pixels).contiguous(memory_format=torch.channels_last)
-    w, b = torch.randn(24, 8, 1, 1), torch.randn(24) + mean if bias else None
+    w, b = torch.randn(24, 8, k, k), torch.randn(24) + mean if bias else None
     x, w, b = (None if t is None else t.to(device, torch.float16) for t in (x, w, b))
-    with force_family("stream", SMALL["stream"]):
-        y, found = conv2d_stats(x, w, b, torch.channels_last, (1, 1, 0, 0, 0, 0, 1, 1, 1))
-    values = y.double().transpose(0, 1).flatten(1)
-    expected = torch.stack((values.mean(1), values.var(1, correction=0)))
-    torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=3e-6)
-    right = F.conv2d(x.double().cpu(), w.double().cpu(), None if b is None else b.double().cpu())
+    with force_family(family, tile):
+        y, found = conv2d_stats(x, w, b, torch.channels_last, (1, 1, *[k // 2] * 4, 1, 1, 1))
+    check_statistics(y, found)
+    right = F.conv2d(
+        x.double().cpu(), w.double().cpu(), None if b is None else b.double().cpu(), padding=k // 2
+    )
     torch.testing.assert_close(y.double().cpu(), right, rtol=2**-10, atol=2**-9)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (7, 6)])
+def test_statistics_of_classes_are_exact(size, device, monkeypatch):
+    """Of a transposed convolution, whose boxes hold every second pixel, some of them none."""
+    monkeypatch.setattr(tma, "PROGRAMS", 1)
+    x, w = torch.randn(3, 16, *size), torch.randn(16, 8, 3, 3)
+    x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+    shape = (3, 8, 2 * size[0] - 1, 2 * size[1] - 1)
+    with force_family("boxes", SMALL["boxes"]):
+        y, found = convolve(
+            "dgrad", x.half().to(device), w.half().to(device), shape, Epilogue(), True,
+            torch.channels_last, (2, 2, 1, 1, 1, 1, 1, 1, 1),
+        )  # fmt: skip
+    check_statistics(y, found)
+    right = F.conv_transpose2d(x.half().double(), w.half().double(), stride=2, padding=1)
+    torch.testing.assert_close(y.double().cpu(), right, rtol=2**-10, atol=2**-9)
+
+
+@pytest.mark.parametrize("family", ["stream", "gemm", "boxes"])
+def test_statistics_of_a_walk_leave_one_part_a_program(family):
+    """As many parts as programs for each tile of channels, however many pixels."""
+    p = posed("forward", (256, 64, 56, 56), (256, 64, 1, 1))._replace(statistics=True)
+    served = {f.name: f for f in dispatch.FAMILIES["forward"]}[family]
+    for config in served.configs(p):
+        call = served.prepare(p, config)
+        tiles_c = -(-256 // config.n)
+        assert call.programs == call.parts * tiles_c <= 132 * 8
+        assert served.prepare(p._replace(statistics=False), config).parts >= call.parts
+
+
+@pytest.mark.parametrize("family", ["gemm", "boxes"])
+def test_statistics_of_huge_values_overflow_no_sooner_than_their_variance(
+    family, device, monkeypatch
+):
+    monkeypatch.setattr(tma, "PROGRAMS", 1)
+    x = torch.randn(40, 8, 16, 16).contiguous(memory_format=torch.channels_last) * 2e17
+    w = torch.eye(8)[:, :, None, None]
+    with force_family(family, tma.TILES[4][-1]):
+        y, found = conv2d_stats(
+            x.to(device), w.to(device), None, torch.channels_last, (1, 1, 0, 0, 0, 0, 1, 1, 1)
+        )
+    check_statistics(y, found, rtol=1e-5)
 
 
 @pytest.mark.parametrize("wide", [False, True])

@@ -7,7 +7,8 @@
 
 and what the epilogue makes of them.  A program owns a box of pixels by BLOCK_N channels: each tap
 multiplies the box of the source that lies some way off, with zeros beyond the image.  It computes
-them transposed, since a box can be the second operand as it is.
+them transposed, since a box can be the second operand as it is.  With statistics it walks over
+several boxes, of all of which it leaves one part.
 
 Of stride S, x is read as [N, H/S, S, W/S, S*C], where every S-th row and column makes a box; dx is
 written in classes of pixels S apart, each with the taps for which the quotients are whole.
@@ -20,10 +21,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ...norm.normalise import vector
+from ...norm.stats import store_sums
 from .. import tma
 from ..box import box_of, first_box
 from ..classes import class_taps, steps
-from ..epilogue import finish
+from ..epilogue import channel_terms, pieces, room, store_and_add, store_tile
 from ..family import Call, Family
 from ..general.tiles import Tile
 from ..geometry import SIZES
@@ -45,36 +48,29 @@ def _shifted_box(x_desc, n, h, w, k, K, shift_h, shift_w, SH: tl.constexpr, SW: 
         return x_desc.load([n, h, shift_h - far_h, w, k])
 
 
-@triton.jit(do_not_specialize=(*SIZES, "K", "units", *STEPS))
-def _conv2d_boxes_kernel(
-    x_desc, w_desc, y_ptr,  # source [N, H, W, K], w as below, result [N, OH, OW, C]
-    N, K, OH, OW, units, KH, KW,
-    H0, W0, STEP_H, STEP_W,  # what tap (0, 0) of pixel (0, 0) reads, and how far taps lie apart
-    boxes_h, boxes_w,
-    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, W_ALONG_K: tl.constexpr, UNIT: tl.constexpr,
-    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    SOURCE_SH: tl.constexpr, SOURCE_SW: tl.constexpr,
-    RESULT_SH: tl.constexpr, RESULT_SW: tl.constexpr,
-    APART_H: tl.constexpr, APART_W: tl.constexpr,
+@triton.jit
+def _place(
+    part, boxes_h, boxes_w, RESULT_SH: tl.constexpr, RESULT_SW: tl.constexpr,
     BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """W_ALONG_K: w is [C, taps, K], otherwise [K, taps, C].
-
-    SOURCE_S: strides of the source's boxes.  RESULT_S: those of the result's, whose taps are every
-    APART-th; H0 and W0 are then the padding, STEP the dilation.
-    """
-    PIXELS: tl.constexpr = BOX_N * BOX_H * BOX_W
-    program = tl.program_id(0)
-    C = units * UNIT
-    tiles_c = tl.cdiv(C, BLOCK_N)
-    part, c0 = program // tiles_c, program % tiles_c * BLOCK_N
-    # the classes of a box follow one another
+    """Where a box of the result begins, of every class one after another; and its class."""
     class_h, class_w = part // RESULT_SW % RESULT_SH, part % RESULT_SW
     box = part // (RESULT_SH * RESULT_SW)
     n0, oh0, ow0 = first_box(box, boxes_h, boxes_w, BOX_N, BOX_H, BOX_W)
+    return n0, oh0, ow0, class_h, class_w
 
+
+@triton.jit
+def _product(
+    x_desc, w_desc, place, c0, K, C, KH, KW, H0, W0, STEP_H, STEP_W,
+    W_ALONG_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    SOURCE_SH: tl.constexpr, SOURCE_SW: tl.constexpr,
+    RESULT_SH: tl.constexpr, RESULT_SW: tl.constexpr,
+    APART_H: tl.constexpr, APART_W: tl.constexpr,
+    PIXELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Of channels from c0 on [BLOCK_N] by the pixels [PIXELS] at that place."""
+    n0, oh0, ow0, class_h, class_w = place
     tap, taps_h, taps_w = 0, KH, KW
     if RESULT_SH * RESULT_SW > 1:
         kh0, taps_h = class_taps(class_h, KH, RESULT_SH, H0, STEP_H, APART_H)
@@ -107,22 +103,92 @@ def _conv2d_boxes_kernel(
         w -= tl.where(row_done, taps_w * STEP_W, 0)
         h += tl.where(row_done, STEP_H, 0)
         tap += tl.where(row_done, APART_H * KW - taps_w * APART_W, 0)
+    return acc
 
-    p = tl.arange(0, PIXELS)
+
+@triton.jit
+def _pixels(
+    start, place, N, OH, OW, INDEX: tl.constexpr,
+    RESULT_SH: tl.constexpr, RESULT_SW: tl.constexpr,
+    BOX_H: tl.constexpr, BOX_W: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Of a place's from `start` on, [COUNT]: where in the result they lie, and which are inside."""
+    n0, oh0, ow0, class_h, class_w = place
+    p = start + tl.arange(0, COUNT)
     n, oh, ow = n0 + p // (BOX_H * BOX_W), oh0 + p // BOX_W % BOX_H, ow0 + p % BOX_W
     oh, ow = oh * RESULT_SH + class_h, ow * RESULT_SW + class_w
-    rows = (n < N) & (oh < OH) & (ow < OW)
-    left_h = tl.cdiv(OH - class_h, RESULT_SH) - oh0
-    left_w = tl.cdiv(OW - class_w, RESULT_SW) - ow0
-    inside = tl.minimum(N - n0, BOX_N) * tl.minimum(left_h, BOX_H) * tl.minimum(left_w, BOX_W)
-    inside = tl.maximum(inside, 0)
-    pixel = (tl.cast(n, INDEX) * OH + oh) * OW + ow
+    return (tl.cast(n, INDEX) * OH + oh) * OW + ow, (n < N) & (oh < OH) & (ow < OW)
+
+
+@triton.jit(do_not_specialize=(*SIZES, "K", "units", *STEPS, "parts", "walkers"))
+def _conv2d_boxes_kernel(
+    x_desc, w_desc, y_ptr,  # source [N, H, W, K], w as below, result [N, OH, OW, C]
+    N, K, OH, OW, units, KH, KW,
+    H0, W0, STEP_H, STEP_W,  # what tap (0, 0) of pixel (0, 0) reads, and how far taps lie apart
+    boxes_h, boxes_w, parts, walkers,
+    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, W_ALONG_K: tl.constexpr, UNIT: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    SOURCE_SH: tl.constexpr, SOURCE_SW: tl.constexpr,
+    RESULT_SH: tl.constexpr, RESULT_SW: tl.constexpr,
+    APART_H: tl.constexpr, APART_W: tl.constexpr,
+    BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """W_ALONG_K: w is [C, taps, K], otherwise [K, taps, C].
+
+    SOURCE_S: strides of the source's boxes.  RESULT_S: those of the result's, whose taps are every
+    APART-th; H0 and W0 are then the padding, STEP the dilation.
+    """
+    PIXELS: tl.constexpr = BOX_N * BOX_H * BOX_W
+    PIECE: tl.constexpr = PIXELS // PIECES
+    program = tl.program_id(0)
+    C = units * UNIT
+    tiles_c = tl.cdiv(C, BLOCK_N)
+    walker, c0 = program // tiles_c, program % tiles_c * BLOCK_N
     c = c0 + tl.arange(0, BLOCK_N)
-    finish(
-        acc.T, y_ptr, pixel[:, None] * C + c[None, :], rows, inside, c, C, c < C, part,
-        b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
-        EPS, ACTIVATION, ACC,
-    )  # fmt: skip
+
+    if partial_ptr is None:
+        place = _place(walker, boxes_h, boxes_w, RESULT_SH, RESULT_SW, BOX_N, BOX_H, BOX_W)
+        acc = _product(
+            x_desc, w_desc, place, c0, K, C, KH, KW, H0, W0, STEP_H, STEP_W,
+            W_ALONG_K, PRECISION, ACC, SOURCE_SH, SOURCE_SW, RESULT_SH, RESULT_SW,
+            APART_H, APART_W, PIXELS, BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
+        acc = pieces(acc, PIECES)
+        terms = channel_terms(b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, c < C, EPS, ACC)
+        for i in tl.static_range(PIECES):
+            pixel, rows = _pixels(
+                i * PIECE, place, N, OH, OW, INDEX, RESULT_SH, RESULT_SW, BOX_H, BOX_W, PIECE
+            )
+            store_tile(
+                acc[i].T, terms, y_ptr, pixel[:, None] * C + c[None, :],
+                rows[:, None] & (c < C)[None, :],
+                b_ptr, mean_ptr, residual_ptr, gate_ptr, ACTIVATION, ACC,
+            )  # fmt: skip
+    else:
+        bias = vector(b_ptr, c, c < C, 0.0, ACC)
+        total = tl.zeros((BLOCK_N,), ACC)
+        near, squares, count = total, total, 0
+        share = 1.0 / (tl.cdiv(parts, walkers) * PIXELS)
+        for part in range(walker, parts, walkers):
+            place = _place(part, boxes_h, boxes_w, RESULT_SH, RESULT_SW, BOX_N, BOX_H, BOX_W)
+            acc = _product(
+                x_desc, w_desc, place, c0, K, C, KH, KW, H0, W0, STEP_H, STEP_W,
+                W_ALONG_K, PRECISION, ACC, SOURCE_SH, SOURCE_SW, RESULT_SH, RESULT_SW,
+                APART_H, APART_W, PIXELS, BLOCK_N, BLOCK_K, STAGES,
+            )  # fmt: skip
+            acc = pieces(acc, PIECES)
+            for i in tl.static_range(PIECES):
+                pixel, rows = _pixels(
+                    i * PIECE, place, N, OH, OW, INDEX, RESULT_SH, RESULT_SW, BOX_H, BOX_W, PIECE
+                )
+                near, total, squares, count = store_and_add(
+                    acc[i], bias, y_ptr, pixel[:, None] * C + c[None, :], rows, c < C, b_ptr,
+                    near, total, squares, count, tl.sum(rows.to(tl.int32), axis=0), share, i == 0,
+                    ACC,
+                )  # fmt: skip
+        store_sums(partial_ptr, walker, c, C, c < C, near, total, squares, count, share)
 
 
 def _shape(p: Problem) -> tuple[int, int, int]:
@@ -171,15 +237,21 @@ def _prepare(p: Problem, tile: Tile) -> Call:
         **dict(zip(("APART_H", "APART_W"), apart, strict=True)),
         **dict(zip(("BOX_N", "BOX_H", "BOX_W"), box, strict=True)),
         **tile.constants,
+        **room(tile, p.statistics),
         "BLOCK_K": block_k,
     }
     del constants["BLOCK_M"]
+    tiles_c = triton.cdiv(C, tile.n)
+    walkers = tma.walkers(p, tile, parts, tiles_c)
     return Call(
         _conv2d_boxes_kernel,
-        parts * triton.cdiv(C, tile.n),
-        (N, K, OH, OW, C // tma.unit(p), KH, KW, *start, *step, boxes_h, boxes_w),
+        walkers * tiles_c,
+        (
+            *(N, K, OH, OW, C // tma.unit(p), KH, KW, *start, *step, boxes_h, boxes_w),
+            *(parts, walkers),
+        ),
         constants,
-        parts=parts,
+        parts=walkers,
         operands=operands,
     )
 

@@ -3,7 +3,8 @@
     y[p, o] = sum_c x[p, c] * w[o, c]        dx[p, c] = sum_o dy[p, o] * w[o, c]
 
 and what the epilogue makes of them.  A program owns BLOCK_M pixels by BLOCK_N channels, which it
-computes transposed: the epilogue's vectors then take a few registers instead of most.
+computes transposed: the epilogue's vectors then take a few registers instead of most.  With
+statistics it walks over several such blocks of pixels, of all of which it leaves one part.
 """
 
 import triton
@@ -11,44 +12,82 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ...norm.normalise import vector
+from ...norm.stats import store_sums
 from .. import tma
-from ..epilogue import finish
+from ..epilogue import channel_terms, pieces, room, store_and_add, store_tile
 from ..family import Call, Family
 from ..general.tiles import Tile
 from ..problem import Problem
 
 
-@triton.jit(do_not_specialize=("pixels", "K", "units"))
-def _conv2d_gemm_kernel(
-    x_desc, w_desc, y_ptr,  # source [P, K], w as below, result [P, C]
-    pixels, K, units,
-    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, W_ALONG_K: tl.constexpr, UNIT: tl.constexpr,
-    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+@triton.jit
+def _product(
+    x_desc, w_desc, m0, c0, K, W_ALONG_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """W_ALONG_K: w is [C, K], otherwise [K, C]."""
-    program = tl.program_id(0)
-    C = units * UNIT
-    tiles_c = tl.cdiv(C, BLOCK_N)
-    part = program // tiles_c
-    m0, c0 = part * BLOCK_M, program % tiles_c * BLOCK_N
-
+    """Of channels from c0 on [BLOCK_N] by pixels from m0 on [BLOCK_M]."""
     acc = tl.zeros((BLOCK_N, BLOCK_M), ACC)
     tl.assume(K > 0)
     for k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         x_tile = x_desc.load([m0, k])
         w_tile = w_desc.load([c0, k]) if W_ALONG_K else w_desc.load([k, c0]).T
         acc = tl.dot(w_tile, x_tile.T, acc, input_precision=PRECISION, out_dtype=ACC)
+    return acc
 
-    m = tl.cast(m0, INDEX) + tl.arange(0, BLOCK_M)
+
+@triton.jit(do_not_specialize=("pixels", "K", "units", "walkers"))
+def _conv2d_gemm_kernel(
+    x_desc, w_desc, y_ptr,  # source [P, K], w as below, result [P, C]
+    pixels, K, units, walkers,
+    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, W_ALONG_K: tl.constexpr, UNIT: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # fmt: skip
+    """W_ALONG_K: w is [C, K], otherwise [K, C]."""
+    program = tl.program_id(0)
+    C = units * UNIT
+    tiles_c = tl.cdiv(C, BLOCK_N)
+    part = program // tiles_c
+    first, c0 = part * BLOCK_M, program % tiles_c * BLOCK_N
     c = c0 + tl.arange(0, BLOCK_N)
-    finish(
-        acc.T, y_ptr, m[:, None] * C + c[None, :], m < pixels, tl.minimum(pixels - m0, BLOCK_M),
-        c, C, c < C, part,
-        b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
-        EPS, ACTIVATION, ACC,
-    )  # fmt: skip
+    PIECE: tl.constexpr = BLOCK_M // PIECES
+    if partial_ptr is None:
+        acc = _product(
+            x_desc, w_desc, first, c0, K, W_ALONG_K, PRECISION, ACC,
+            BLOCK_M, BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
+        acc = pieces(acc, PIECES)
+        terms = channel_terms(b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, c < C, EPS, ACC)
+        for i in tl.static_range(PIECES):
+            m = tl.cast(first + i * PIECE, INDEX) + tl.arange(0, PIECE)
+            store_tile(
+                acc[i].T, terms, y_ptr, m[:, None] * C + c[None, :],
+                (m < pixels)[:, None] & (c < C)[None, :],
+                b_ptr, mean_ptr, residual_ptr, gate_ptr, ACTIVATION, ACC,
+            )  # fmt: skip
+    else:
+        bias = vector(b_ptr, c, c < C, 0.0, ACC)
+        total = tl.zeros((BLOCK_N,), ACC)
+        near, squares, count = total, total, 0
+        share = 1.0 / tl.cdiv(pixels, walkers)
+        for m0 in range(first, pixels, walkers * BLOCK_M):
+            acc = _product(
+                x_desc, w_desc, m0, c0, K, W_ALONG_K, PRECISION, ACC,
+                BLOCK_M, BLOCK_N, BLOCK_K, STAGES,
+            )  # fmt: skip
+            acc = pieces(acc, PIECES)
+            for i in tl.static_range(PIECES):
+                p0 = m0 + i * PIECE
+                m = tl.cast(p0, INDEX) + tl.arange(0, PIECE)
+                near, total, squares, count = store_and_add(
+                    acc[i], bias, y_ptr, m[:, None] * C + c[None, :], m < pixels, c < C, b_ptr,
+                    near, total, squares, count, tl.minimum(tl.maximum(pixels - p0, 0), PIECE),
+                    share, i == 0, ACC,
+                )  # fmt: skip
+        store_sums(partial_ptr, part, c, C, c < C, near, total, squares, count, share)
 
 
 def declines(p: Problem) -> str | None:
@@ -71,13 +110,21 @@ def _prepare(p: Problem, tile: Tile) -> Call:
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
         return of_x(x), of_w(w)
 
-    parts = triton.cdiv(pixels, tile.m)
+    tile = tile._replace(stages=min(tile.stages, triton.cdiv(K, tile.k)))
+    tiles_c = triton.cdiv(C, tile.n)
+    walkers = tma.walkers(p, tile, triton.cdiv(pixels, tile.m), tiles_c)
     return Call(
         _conv2d_gemm_kernel,
-        parts * triton.cdiv(C, tile.n),
-        (pixels, K, C // tma.unit(p)),
-        {"W_ALONG_K": along_k, "UNIT": tma.unit(p), **p.numbers, **tile.constants},
-        parts=parts,
+        walkers * tiles_c,
+        (pixels, K, C // tma.unit(p), walkers),
+        {
+            "W_ALONG_K": along_k,
+            "UNIT": tma.unit(p),
+            **p.numbers,
+            **tile.constants,
+            **room(tile, p.statistics),
+        },
+        parts=walkers,
         operands=operands,
     )
 

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...norm.stats import about_mean, store_statistics
+from ...norm.stats import store_sums
 from .. import tma
-from ..epilogue import channel_terms, store_tile
+from ..epilogue import channel_terms, store_and_add, store_tile
 from ..family import Call, Family
 from ..gemm.product import declines as gemm_declines
 from ..gemm.product import shape
@@ -42,7 +42,8 @@ def _conv2d_stream_kernel(
     w_tile = w_desc.load([c0, 0]) if W_ALONG_K else w_desc.load([0, c0]).T
 
     total = tl.zeros((BLOCK_N,), ACC)
-    near, squares, n = total, total, 0
+    near, squares, count = total, total, 0
+    share = 1.0 / tl.cdiv(pixels, walkers)
     first = walker * BLOCK_M
     if partial_ptr is not None:
         x_tile = x_desc.load([first, 0])
@@ -54,28 +55,20 @@ def _conv2d_stream_kernel(
         x_tile = x_desc.load([m0, 0])
         acc = tl.dot(w_tile, x_tile.T, input_precision=PRECISION, out_dtype=ACC)
         m = tl.cast(m0, INDEX) + tl.arange(0, BLOCK_M)
-        offs, inside = m[:, None] * C + c[None, :], (m < pixels)[:, None] & (c < C)[None, :]
+        offs = m[:, None] * C + c[None, :]
         if partial_ptr is not None:
-            # before they are stored, while a warp holds all of a channel's pixels
-            if b_ptr is not None:
-                acc += terms[0][:, None]
-            y = acc.to(y_ptr.dtype.element_ty)
-            offset = tl.where((m < pixels)[None, :], y.to(ACC) - near[:, None], 0.0)
-            total += tl.sum(offset, axis=1)
-            squares += tl.sum(offset * offset, axis=1)
-            n += tl.minimum(pixels - m0, BLOCK_M)
-            tl.store(y_ptr + offs, y.T, mask=inside)
+            near, total, squares, count = store_and_add(
+                acc, terms[0], y_ptr, offs, m < pixels, c < C, b_ptr,
+                near, total, squares, count, tl.minimum(pixels - m0, BLOCK_M), share, False, ACC,
+            )  # fmt: skip
         else:
             store_tile(
-                acc.T, terms, y_ptr, offs, inside, b_ptr, mean_ptr, residual_ptr, gate_ptr,
-                ACTIVATION, ACC,
+                acc.T, terms, y_ptr, offs, (m < pixels)[:, None] & (c < C)[None, :],
+                b_ptr, mean_ptr, residual_ptr, gate_ptr, ACTIVATION, ACC,
             )  # fmt: skip
 
     if partial_ptr is not None:
-        share = 1.0 / n.to(ACC)
-        rest = total * share
-        var = about_mean(squares * share, rest)
-        store_statistics(partial_ptr, walker, c, C, c < C, n.to(ACC), near, rest, var)
+        store_sums(partial_ptr, walker, c, C, c < C, near, total, squares, count, share)
 
 
 class Walk(NamedTuple):
