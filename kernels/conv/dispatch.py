@@ -17,6 +17,9 @@ from . import measured, tuned
 from .boxes.walk import DGRAD as BOXES_DGRAD
 from .boxes.walk import FORWARD as BOXES_FORWARD
 from .boxes.wgrad import WGRAD as BOXES_WGRAD
+from .depthwise.columns import DGRAD as COLUMNS_DGRAD
+from .depthwise.columns import FORWARD as COLUMNS_FORWARD
+from .depthwise.columns_wgrad import WGRAD as COLUMNS_WGRAD
 from .depthwise.walk import DGRAD as DEPTHWISE_DGRAD
 from .depthwise.walk import FORWARD as DEPTHWISE_FORWARD
 from .depthwise.wgrad import WGRAD as DEPTHWISE_WGRAD
@@ -43,6 +46,7 @@ from .tuned import Tuned
 # those that serve by default, where they can, first
 FAMILIES = {
     "forward": (
+        COLUMNS_FORWARD,
         DEPTHWISE_FORWARD,
         GROUPED_FORWARD,
         STEM_FORWARD,
@@ -52,6 +56,7 @@ FAMILIES = {
         GENERAL_FORWARD,
     ),
     "dgrad": (
+        COLUMNS_DGRAD,
         DEPTHWISE_DGRAD,
         GROUPED_DGRAD,
         STREAM_DGRAD,
@@ -60,6 +65,7 @@ FAMILIES = {
         GENERAL_DGRAD,
     ),
     "wgrad": (
+        COLUMNS_WGRAD,
         DEPTHWISE_WGRAD,
         GROUPED_WGRAD,
         STEM_WGRAD,
