@@ -51,6 +51,7 @@ NARROW = {
     "corr2d": "a matrix's rows have any length",
     "conv2d_depthwise": "a channel's weights lie together, so a tap's lie apart",
     "conv2d_columns": "a thread has few channels, so that it can have many pixels",
+    "conv2d_columns_wgrad": "a thread has few channels, so that it can have many pixels",
     "conv2d_grouped_fwd": "a group's weights are narrower than a copy",
     "conv2d_grouped_dgrad": "a group's weights are narrower than a copy",
     "conv2d_stem_fwd": "a window's rows start at any element",
@@ -350,7 +351,9 @@ FORMS = (
     *(depthwise(f"{k}x{k}", "fp64", k, family="columns") for k in (3, 5, 7)),
     depthwise("3x3", "fp16", 3, c=36, family="columns"),
     *(
-        Case(f"{k}x{k} columns 64 {name}", dtype, call, plain=f"{k}x{k} columns 64", family="columns")
+        Case(
+            f"{k}x{k} columns 64 {name}", dtype, call, plain=f"{k}x{k} columns 64", family="columns"
+        )
         for k, dtype in ((3, "bf16"), (3, "fp32"), (7, "fp16"))
         for name, call in epilogues(64, 64, k, groups=64).items()
     ),
