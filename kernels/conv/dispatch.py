@@ -34,6 +34,7 @@ from .general.wgrad import WGRAD as GENERAL_WGRAD
 from .geometry import from_flat
 from .grouped.dgrad import DGRAD as GROUPED_DGRAD
 from .grouped.forward import FORWARD as GROUPED_FORWARD
+from .grouped.rows_wgrad import WGRAD as ROWS_WGRAD
 from .grouped.wgrad import WGRAD as GROUPED_WGRAD
 from .precision import input_precision
 from .problem import Problem, problem
@@ -67,6 +68,7 @@ FAMILIES = {
     "wgrad": (
         COLUMNS_WGRAD,
         DEPTHWISE_WGRAD,
+        ROWS_WGRAD,
         GROUPED_WGRAD,
         STEM_WGRAD,
         GEMM_WGRAD,

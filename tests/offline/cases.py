@@ -32,6 +32,7 @@ TMA_KERNELS = {
     "conv2d_gemm_wgrad",
     "conv2d_boxes",
     "conv2d_boxes_wgrad",
+    "conv2d_rows_wgrad",
 }
 MATRIX_KERNELS |= TMA_KERNELS
 # Those that load through the first cache, which keeps what other taps read again.
@@ -431,6 +432,12 @@ TMA = (
         Case(f"1x1 {c}-{co} stream", dtype, conv(c, co, 1, grads="x"), family="stream")
         for dtype in ("fp16", "bf16", "tf32")
         for c, co in ((64, 128), (128, 64))
+    ),
+    *(
+        Case(f"3x3 groups of {c} rows", dtype, call, family="rows")
+        for c in (4, 32)
+        for dtype in ("fp16", "bf16")
+        for call in (conv(32 * c, 32 * c, 3, groups=32, padding=1, grads="w"),)
     ),
     Case("1x1 256-64 stream", "fp16", conv(256, 64, 1, grads=""), family="stream"),
     Case("1x1 16-24 stream", "fp16", conv(16, 24, 1, grads="x"), family="stream"),
