@@ -17,6 +17,9 @@ from . import measured, tuned
 from .boxes.walk import DGRAD as BOXES_DGRAD
 from .boxes.walk import FORWARD as BOXES_FORWARD
 from .boxes.wgrad import WGRAD as BOXES_WGRAD
+from .depthwise.columns import DGRAD as COLUMNS_DGRAD
+from .depthwise.columns import FORWARD as COLUMNS_FORWARD
+from .depthwise.columns_wgrad import WGRAD as COLUMNS_WGRAD
 from .depthwise.walk import DGRAD as DEPTHWISE_DGRAD
 from .depthwise.walk import FORWARD as DEPTHWISE_FORWARD
 from .depthwise.wgrad import WGRAD as DEPTHWISE_WGRAD
@@ -31,6 +34,7 @@ from .general.wgrad import WGRAD as GENERAL_WGRAD
 from .geometry import from_flat
 from .grouped.dgrad import DGRAD as GROUPED_DGRAD
 from .grouped.forward import FORWARD as GROUPED_FORWARD
+from .grouped.rows_wgrad import WGRAD as ROWS_WGRAD
 from .grouped.wgrad import WGRAD as GROUPED_WGRAD
 from .precision import input_precision
 from .problem import Problem, problem
@@ -43,6 +47,7 @@ from .tuned import Tuned
 # those that serve by default, where they can, first
 FAMILIES = {
     "forward": (
+        COLUMNS_FORWARD,
         DEPTHWISE_FORWARD,
         GROUPED_FORWARD,
         STEM_FORWARD,
@@ -52,6 +57,7 @@ FAMILIES = {
         GENERAL_FORWARD,
     ),
     "dgrad": (
+        COLUMNS_DGRAD,
         DEPTHWISE_DGRAD,
         GROUPED_DGRAD,
         STREAM_DGRAD,
@@ -60,7 +66,9 @@ FAMILIES = {
         GENERAL_DGRAD,
     ),
     "wgrad": (
+        COLUMNS_WGRAD,
         DEPTHWISE_WGRAD,
+        ROWS_WGRAD,
         GROUPED_WGRAD,
         STEM_WGRAD,
         GEMM_WGRAD,

@@ -85,6 +85,20 @@ def store_sums(partial_ptr, part, c, C, inside, near, total, squares, count, sha
 
 
 @triton.jit
+def merged(part_n, part_mean, part_rest, part_var):
+    """Count, mean, its rest and variance of all that parts [P, C] tell of, along axis 0."""
+    n = tl.sum(part_n, axis=0)
+    share = part_n * (1.0 / tl.maximum(n, 1.0))[None, :]
+    # about one of the means: the mean of all may be far larger than their differences
+    near = tl.max(tl.where(part_n > 0, part_mean, float("-inf")), axis=0)
+    near = tl.where(n > 0, near, 0.0)
+    offset = tl.where(part_n > 0, (part_mean - near[None, :]) + part_rest, 0.0)
+    rest = tl.sum(share * offset, axis=0)
+    offset -= rest[None, :]
+    return n, near, rest, tl.sum(share * part_var + (share * offset) * offset, axis=0)
+
+
+@triton.jit
 def store_statistics(partial_ptr, part, c, C, inside, n, mean, rest, var):
     """Row `part` of partial statistics [parts, 4, C]; n is one for all channels, or one each."""
     partial_ptr += part * 4 * C + c
@@ -161,15 +175,7 @@ def _batch_norm_combine_kernel(
         part_mean = tl.load(partial_ptr + (offs + C), mask=inside, other=0.0)
         part_rest = tl.load(partial_ptr + (offs + 2 * C), mask=inside, other=0.0)
         part_var = tl.load(partial_ptr + (offs + 3 * C), mask=inside, other=0.0)
-        block_n = tl.sum(part_n, axis=0)
-        share = part_n * (1.0 / tl.maximum(block_n, 1.0))[None, :]
-        # about one of the means: the mean of all may be far larger than their differences
-        near = tl.max(tl.where(part_n > 0, part_mean, float("-inf")), axis=0)
-        near = tl.where(block_n > 0, near, 0.0)
-        offset = tl.where(part_n > 0, (part_mean - near[None, :]) + part_rest, 0.0)
-        block_rest = tl.sum(share * offset, axis=0)
-        offset -= block_rest[None, :]
-        block_var = tl.sum(share * part_var + (share * offset) * offset, axis=0)
+        block_n, near, block_rest, block_var = merged(part_n, part_mean, part_rest, part_var)
         n, mean, rest, var = combine(n, mean, rest, var, block_n, near, block_rest, block_var)
     if LAST:
         tl.store(out_ptr + c, mean + rest, mask=c < C)

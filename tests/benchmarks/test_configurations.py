@@ -35,16 +35,25 @@ def of(results: dict, configurations: dict[str, dict[str, float]]) -> dict:
     return copy.deepcopy(results) | {"configurations": configurations}
 
 
+NEWER = {"columns"}  # families that the record does not know
+
+
+def unmeasured(found: regret.Regret) -> list:
+    return [p for p, factor in found.guess.items() if factor is None]
+
+
 def test_first_guesses_lose_little(recorded):
     """Over the layers that were measured; the worst to a tile that the tables do not have."""
     found = regret.regret(recorded)
     assert len(found.guess) == 84
-    assert None not in found.guess.values()
+    assert {dispatch.guessed(p)[0].name for p in unmeasured(found)} == NEWER
     mean, worst = regret.mean_and_worst(found.guess.values())
-    assert mean < 1.007
+    assert mean < 1.008
     assert worst < 1.107
     tables = {}
     for p, found in times(recorded).items():
+        if dispatch.guessed(p)[0].name in NEWER:
+            continue
         us = found[regret.as_tuned(dispatch.guessed(p))]
         tables[p] = us / min(us for c, us in found.items() if dispatch.found(p, c))
     assert max(tables.values()) < 1.1
@@ -56,7 +65,11 @@ def test_the_shipped_choices_lose_less(recorded):
     mean, worst = regret.mean_and_worst(found.shipped.values())
     assert mean < 1.005
     assert worst < 1.107
-    assert all(found.shipped[p] <= factor * choose.NOISE for p, factor in found.guess.items())
+    assert all(
+        found.shipped[p] <= factor * choose.NOISE
+        for p, factor in found.guess.items()
+        if factor is not None
+    )
 
 
 def test_regret_counts_what_was_measured(recorded):

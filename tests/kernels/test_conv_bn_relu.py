@@ -156,12 +156,12 @@ def test_statistics_are_accurate_far_from_zero(device):
     )
 
 
-@pytest.mark.parametrize("family", ["general", "depthwise"])
+@pytest.mark.parametrize("family", ["general", "depthwise", "columns"])
 def test_statistics_of_large_values(family, device, monkeypatch):
     """A mean whose square float32 does not hold, and more parts than one program combines."""
     monkeypatch.setattr(stats, "BLOCK_PARTS", 2)
     x = (3e19 + 4e18 * torch.randn(8, 4, 16, 16, dtype=torch.float64)).float()
-    w = torch.ones(4, 1, 1, 1) if family == "depthwise" else torch.eye(4)[..., None, None]
+    w = torch.ones(4, 1, 1, 1) if family != "general" else torch.eye(4)[..., None, None]
     running = [torch.zeros(4, device=device), torch.zeros(4, device=device)]
     how = {"training": True, "momentum": 1.0, "activation": None, "groups": 4 // w.shape[1]}
     with force_family(family, Tile(32, 16, 16, 4, 2) if family == "general" else None):

@@ -17,9 +17,9 @@ def test_explain_names_each_pass_and_its_family(device):
     found = explain(tritonconv.conv2d, x, w, padding=1, groups=4)
     choices = [launch.choice for launch in found if launch.choice]
     assert [c.problem.work for c in choices] == ["forward", "dgrad", "wgrad"]
-    assert {c.family.name for c in choices} == {"depthwise"}
+    assert {c.family.name for c in choices} == {"columns"}
     assert "forward of x [2, 4, 8, 8], w [4, 1, 3, 3]" in str(found)
-    assert "depthwise Strip(rows=" in str(found)
+    assert "columns Walk(rows=" in str(found)
     assert x.grad is None
 
 
@@ -90,9 +90,9 @@ def test_force_family_is_of_one_context(device):
     def forced():
         with force_family("general"):
             served("general")
-        served("depthwise")
+        served("columns")
 
-    beside(forced, lambda: served("depthwise"), lambda: served("depthwise"))
+    beside(forced, lambda: served("columns"), lambda: served("columns"))
 
 
 def test_backward_of_a_context_runs_in_it(device):

@@ -187,7 +187,7 @@ def test_tune_finds_a_models_convolutions_and_writes_the_winners(device, capsys)
     found = tune.tune(model, x, time=lambda choice: 1.0)
     works = [key.split()[0] for key in found]
     assert sorted(works) == sorted(["forward", "wgrad"] * 3 + ["dgrad"] * 2)
-    assert {winner.family for key, winner in found.items() if "groups" in key} == {"depthwise"}
+    assert {winner.family for key, winner in found.items() if "groups" in key} == {"columns"}
     assert "1.00x" in capsys.readouterr().out
     (of_gpu,) = tuned.table().values()
     assert of_gpu == found

@@ -33,6 +33,7 @@ TMA_KERNELS = {
     "conv2d_gemm_wgrad",
     "conv2d_boxes",
     "conv2d_boxes_wgrad",
+    "conv2d_rows_wgrad",
 }
 MATRIX_KERNELS |= TMA_KERNELS
 # Those that load through the first cache, which keeps what other taps read again.
@@ -51,6 +52,8 @@ NARROW = {
     "max_pool2d_gather": "each element reads where its own maximum lies",
     "corr2d": "a matrix's rows have any length",
     "conv2d_depthwise": "a channel's weights lie together, so a tap's lie apart",
+    "conv2d_columns": "a thread has few channels, so that it can have many pixels",
+    "conv2d_columns_wgrad": "a thread has few channels, so that it can have many pixels",
     "conv2d_grouped_fwd": "a group's weights are narrower than a copy",
     "conv2d_grouped_dgrad": "a group's weights are narrower than a copy",
     "conv2d_stem_fwd": "a window's rows start at any element",
@@ -119,14 +122,16 @@ def batch_norm(dtype: str) -> None:
     y.backward(torch.empty_like(y))
 
 
-def epilogues(c: int, co: int, k: int, stride: int = 1) -> dict[str, Callable[[str], None]]:
+def epilogues(
+    c: int, co: int, k: int, stride: int = 1, groups: int = 1
+) -> dict[str, Callable[[str], None]]:
     """By name: a convolution with what may follow in its epilogue."""
-    how = (stride, stride, *[k // 2] * 4, 1, 1, 1)
+    how = (stride, stride, *[k // 2] * 4, 1, 1, groups)
     last, ops = torch.channels_last, torch.ops.tritonconv
 
     def tensors(dtype: str) -> list[Tensor]:
         torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
-        shapes = (8, c, 28, 28), (co, c, k, k), (8, co, 28 // stride, 28 // stride), (co,)
+        shapes = (8, c, 28, 28), (co, c // groups, k, k), (8, co, 28 // stride, 28 // stride), (co,)
         return [empty(shape, dtype, False) for shape in shapes]
 
     def statistics(dtype: str) -> None:
@@ -255,11 +260,13 @@ TF32 = narrow(
 )
 
 
-def depthwise(name: str, dtype: str, k: int, c=64, stride=1, calling=lambda call: call) -> Case:
+def depthwise(
+    name: str, dtype: str, k: int, c=64, stride=1, calling=lambda call: call, family="depthwise"
+) -> Case:
     call = calling(conv(c, c, k, groups=c, stride=stride, padding=k // 2))
     exempt = narrow(ODD["conv2d_wgrad"], "conv2d_depthwise_wgrad") if c % 8 else {}
     exempt |= ODD_SUM if k * k * c % 16 else {}
-    return Case(f"{name} depthwise {c}", dtype, call, exempt, family="depthwise")
+    return Case(f"{name} {family} {c}", dtype, call, exempt, family=family)
 
 
 def grouped(c: int, dtype: str, groups=32, stride=1) -> Case:
@@ -313,6 +320,8 @@ TILES = (
     Case("3x3 20", "fp64", conv(20, 20, 3, padding=1)),
     depthwise("3x3", "fp16", 3),
     depthwise("7x7", "fp16", 7),
+    depthwise("3x3", "fp16", 3, family="columns"),
+    depthwise("7x7", "fp16", 7, family="columns"),
     grouped(4, "fp16"),
     stem(3, 64, 7, "fp16", stride=2),
     Case("max 5x5", "fp16", pool(max_pool2d, 5, 1, 2), BYTES),
@@ -372,6 +381,21 @@ FORMS = (
     depthwise("7x7/2", "fp32", 7, stride=2),
     *(depthwise(f"{k}x{k}", "fp64", k) for k in (3, 7)),
     depthwise("3x3", "fp16", 3, c=36),
+    depthwise("3x3", "bf16", 3, family="columns"),
+    depthwise("3x3", "fp32", 3, family="columns"),
+    depthwise("3x3/2", "fp16", 3, stride=2, family="columns"),
+    depthwise("5x5", "bf16", 5, family="columns"),
+    depthwise("5x5", "fp32", 5, family="columns"),
+    depthwise("7x7/2", "fp32", 7, stride=2, family="columns"),
+    *(depthwise(f"{k}x{k}", "fp64", k, family="columns") for k in (3, 5, 7)),
+    depthwise("3x3", "fp16", 3, c=36, family="columns"),
+    *(
+        Case(
+            f"{k}x{k} columns 64 {name}", dtype, call, plain=f"{k}x{k} columns 64", family="columns"
+        )
+        for k, dtype in ((3, "bf16"), (3, "fp32"), (7, "fp16"))
+        for name, call in epilogues(64, 64, k, groups=64).items()
+    ),
     Case(
         "3x3 30x30 depthwise 64",
         "fp16",
@@ -381,6 +405,7 @@ FORMS = (
     # 64-bit offsets
     Case("3x3 128 wide", "fp16", wide(conv(128, 128, 3, padding=1, bias=True))),
     depthwise("3x3 wide", "fp16", 3, calling=wide),
+    depthwise("3x3 wide", "fp16", 3, calling=wide, family="columns"),
     Case("7x7 128 wide", "fp16", wide(conv(128, 128, 7, padding=3))),
     Case("7x7/2 3-64 wide", "fp16", wide(conv(3, 64, 7, size=64, stride=2, padding=3)), FEW),
     # other dtypes
@@ -450,6 +475,12 @@ TMA = (
         Case(f"1x1 {c}-{co} stream", dtype, conv(c, co, 1, grads="x"), family="stream")
         for dtype in ("fp16", "bf16", "tf32")
         for c, co in ((64, 128), (128, 64))
+    ),
+    *(
+        Case(f"3x3 groups of {c} rows", dtype, call, family="rows")
+        for c in (4, 32)
+        for dtype in ("fp16", "bf16")
+        for call in (conv(32 * c, 32 * c, 3, groups=32, padding=1, grads="w"),)
     ),
     Case("1x1 256-64 stream", "fp16", conv(256, 64, 1, grads=""), family="stream"),
     Case("1x1 16-24 stream", "fp16", conv(16, 24, 1, grads="x"), family="stream"),

@@ -46,6 +46,7 @@ WGRAD_BUNDLES = {
         Bundle(64, 16, 1, 1, 3),
         Bundle(32, 32, 2, 1, 3),
         Bundle(64, 32, 2, 3, 3),
+        Bundle(32, 16, 1, 1, 9),
     ),
     4: (
         Bundle(32, 16, 2, 1, 3),

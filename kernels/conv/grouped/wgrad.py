@@ -24,6 +24,7 @@ SIZES = ("N", "H", "W", "OH", "OW", "boxes_h", "boxes_w", "boxes", "boxes_a_spli
 # Of a window, by element size in bytes: a program holds the sums of a row.
 MOST_COLUMNS = {2: 7, 4: 3, 8: 3}
 PROGRAMS = 528  # four for each multiprocessor of an H100, which hide each other's loads
+WARPS = 1320  # and ten of their warps at least
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -71,17 +72,23 @@ def _conv2d_grouped_wgrad_kernel(
         oh, ow = oh0 + h, ow0 + w
         inside = (oh < OH) & (ow < OW) & (n0 + n < N)
         dy_tile = tl.load(dy_tile_ptr + dy_off, mask=inside[None, :] & o_inside[:, None], other=0.0)
-        more = ()
+        # all loads before the products, so that one wait is for them all
+        x_tiles, more = (), ()
         for tap in tl.static_range(ROWS * KW):
             x_h, x_w = oh * SH - PH + (kh0 + tap // KW) * DH, ow * SW - PW + tap % KW * DW
             # one comparison each: what is negative is large without its sign
             hit = (x_h.to(tl.uint32, bitcast=True) < H) & (x_w.to(tl.uint32, bitcast=True) < W)
-            x_tile = tl.load(
-                x_tile_ptr + (x_off + tap // KW * DH * W * C + tap % KW * DW * C),
-                mask=(hit & inside)[:, None] & c_inside[None, :],
-                other=0.0,
+            x_tiles += (
+                tl.load(
+                    x_tile_ptr + (x_off + tap // KW * DH * W * C + tap % KW * DW * C),
+                    mask=(hit & inside)[:, None] & c_inside[None, :],
+                    other=0.0,
+                ),
             )
-            more += (tl.dot(dy_tile, x_tile, acc[tap], input_precision=PRECISION, out_dtype=ACC),)
+        for tap in tl.static_range(ROWS * KW):
+            more += (
+                tl.dot(dy_tile, x_tiles[tap], acc[tap], input_precision=PRECISION, out_dtype=ACC),
+            )
         acc = more
 
         n0, oh0, ow0, row_done, image_done = next_box(
@@ -126,7 +133,8 @@ def _prepare(p: Problem, bundle: Bundle) -> Call:
     boxes = boxes_n * boxes_h * boxes_w
     rows = min(max(bundle.taps // KW, 1), KH)
     programs = bundles(p, bundle) * triton.cdiv(KH, rows)
-    splits, boxes_a_split = _split.shares(programs, boxes, boxes, PROGRAMS)
+    wanted = max(PROGRAMS, WARPS // bundle.warps)
+    splits, boxes_a_split = _split.shares(programs, boxes, boxes, wanted)
     return Call(
         _conv2d_grouped_wgrad_kernel,
         programs * splits,
