@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from tritonconv.nets import checkpoint
+from tritonconv.nets.training import checkpoint
 from tritonconv.nets.__main__ import main
-from tritonconv.nets._interrupt import uninterrupted
-from tritonconv.nets.data import Dataset, Split
+from tritonconv.nets.training.data import Dataset, Split
 from tritonconv.nets.recipes import Recipe
-from tritonconv.nets.train import Run
+from tritonconv.nets.training.run import Run
 
 EPOCHS, STEPS = 2, 3
 # sends itself a signal when it moves its n-th file into place, before or after the move

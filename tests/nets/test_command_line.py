@@ -143,7 +143,7 @@ def test_train_refuses_a_damaged_file_in_one_line(write_idx_set, capsys):
 @pytest.mark.parametrize("package", ["sklearn.datasets", "tqdm", "matplotlib.figure"])
 def test_train_without_the_demo_packages_names_the_remedy(package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
-    for ours in ("tritonconv.nets.train", "tritonconv.nets.report"):
+    for ours in ("tritonconv.nets.training.run", "tritonconv.nets.training.report"):
         monkeypatch.delitem(sys.modules, ours, raising=False)
     assert f'{package} is not installed; pip install "tritonconv[demo]"' in refusal(TRAIN, capsys)
 

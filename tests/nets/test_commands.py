@@ -12,11 +12,12 @@ from tritonconv import Conv2d, as_torch
 from tritonconv.nets import LeNet
 from tritonconv.nets.__main__ import main
 from tritonconv.nets.compare import compare, error_table
-from tritonconv.nets.data import Split, fashion_mnist
+from tritonconv.nets.training.data import Split, fashion_mnist
 from tritonconv.nets.evaluate import confusion, confusion_table
 from tritonconv.nets.recipes import RECIPES
 from tritonconv.nets.registry import NETWORKS
-from tritonconv.nets.train import Run, evaluate
+from tritonconv.nets.training.metrics import evaluate
+from tritonconv.nets.training.run import Run
 
 COMMANDS = ["list", "summary", "receptive-field", "evaluate", "compare", "show", "train"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -303,7 +304,7 @@ class TwoHeads(nn.Module):
 
 
 def test_auxiliary_losses_weigh_three_tenths():
-    from tritonconv.nets.data import Dataset
+    from tritonconv.nets.training.data import Dataset
     from tritonconv.nets.recipes import Recipe
 
     model = TwoHeads()

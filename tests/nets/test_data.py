@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tritonconv.nets import data
-from tritonconv.nets.data import (
+from tritonconv.nets.training import data
+from tritonconv.nets.training.data import (
     augmented,
     cifar10,
     digits,

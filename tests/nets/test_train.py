@@ -3,9 +3,10 @@ import torch
 from torch import nn
 from tritonconv import as_torch
 from tritonconv.nets import LeNet
-from tritonconv.nets.data import Dataset, Split, digits
+from tritonconv.nets.training.data import Dataset, Split, digits
 from tritonconv.nets.recipes import RECIPES, Recipe
-from tritonconv.nets.train import Run, evaluate, initialise, largest_difference
+from tritonconv.nets.training.metrics import evaluate
+from tritonconv.nets.training.run import Run, initialise, largest_difference
 
 
 def some_digits(train: int, test: int, device: str, dtype: torch.dtype) -> Dataset:
