@@ -99,7 +99,8 @@ class Run:
         self.history = [[Metrics(*metrics) for metrics in epoch] for epoch in state["history"]]
         self.reached = [Metrics(*metrics) for metrics in state["reached"]]
         self.step, self.seconds, self.host, self.waited = state["pass"]
-        self.learner.totals.copy_(torch.tensor(state["totals"][self.ranks.rank]))
+        totals = state["totals"][self.ranks.rank]
+        self.learner.totals.copy_(torch.tensor(totals, dtype=torch.float64))
 
     @property
     def learner(self) -> Learner:

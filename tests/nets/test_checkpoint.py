@@ -1,38 +1,39 @@
 import copy
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from tritonconv.nets.training import checkpoint
 from tritonconv.nets.__main__ import main
-from tritonconv.nets.training.data import Dataset, Split
-from tritonconv.nets.recipes import Recipe
+from tritonconv.nets.recipes import RECIPES, Recipe
+from tritonconv.nets.training import checkpoint
+from tritonconv.nets.training.data import DIGITS, Dataset, Split
+from tritonconv.nets.training.metrics import RESULTS, Metrics
 from tritonconv.nets.training.run import Run
+from tritonconv.nets.training.saved import About
+from tritonconv.nets.training.signals import noted
+from tritonconv.nets.training.transforms import View
 
 EPOCHS, STEPS = 2, 3
-# sends itself a signal when it moves its n-th file into place, before or after the move
-SIGNAL = """
+ABOUT = About(RECIPES["lenet"], "digits", DIGITS, View())
+# kills itself when it moves its n-th file into place, before or after the move
+KILLED = """
 import os, signal, sys
 number, when, moves, replace = int(sys.argv.pop(1)), sys.argv.pop(1), [], os.replace
 def moving(source, target):
     if str(target).endswith("checkpoint.pt"):
         moves.append(target)
-    if len(moves) == abs(number) and str(target).endswith("checkpoint.pt"):
+    if len(moves) == number and str(target).endswith("checkpoint.pt"):
         if when == "after":
             replace(source, target)
-        os.kill(os.getpid(), signal.SIGINT if number < 0 else signal.SIGKILL)
-        if when == "after":
-            return
+        os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = moving
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have switched off
 from tritonconv.nets.__main__ import main
 main(sys.argv[1:])
 """
@@ -45,9 +46,9 @@ def argv(data: Path, out: Path) -> list[str]:
             "--out", str(out)]  # fmt: skip
 
 
-def signalled(number: int, when: str, arguments: list[str]) -> subprocess.CompletedProcess:
+def killed(number: int, when: str, arguments: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", SIGNAL, str(number), when, *arguments],
+        [sys.executable, "-c", KILLED, str(number), when, *arguments],
         capture_output=True,
         text=True,
     )
@@ -63,15 +64,22 @@ def unbroken(write_idx_set_to, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def rows(folder: Path) -> list[str]:
-    """metrics.csv without its last column, the examples per second."""
+    """metrics.csv without what depends on the clock."""
     lines = (folder / "metrics.csv").read_text().splitlines()
-    return [line.rpartition(",")[0] for line in lines]
+    return [",".join(line.split(",")[: len(RESULTS)]) for line in lines]
+
+
+def results(metrics: Metrics) -> tuple:
+    """What does not depend on the clock."""
+    return metrics[: len(RESULTS)]
 
 
 def state(folder: Path) -> dict:
     """All that a run ends with but its seconds."""
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)["run"]
-    saved["history"] = [[metrics[:-1] for metrics in epoch] for epoch in saved["history"]]
+    saved["history"] = [
+        [metrics[: len(RESULTS)] for metrics in epoch] for epoch in saved["history"]
+    ]
     return saved
 
 
@@ -97,6 +105,7 @@ def assert_same_run(a: Path, b: Path):
     ours, theirs = (torch.load(run / "weights.pt", weights_only=True) for run in (a, b))
     assert_same_bits(dict(ours), dict(theirs))
     assert sorted(path.name for path in b.iterdir()) == [
+        "checkpoint-1.pt",
         "checkpoint.pt",
         "curves.png",
         "metrics.csv",
@@ -109,15 +118,15 @@ def test_a_killed_run_resumes_to_the_same_bits(unbroken, tmp_path, capsys):
     whole, data = unbroken
     broken = tmp_path / "broken"
     start = argv(data, broken)
-    done = signalled(3, "after", start)  # within the first epoch
+    done = killed(3, "after", start)  # within the first epoch
     assert done.returncode == -signal.SIGKILL
     assert not (broken / "weights.pt").exists()
     # its second save, the first being the resumed state's: killed while it is written
-    done = signalled(2, "before", [*start, "--resume"])
+    done = killed(2, "before", [*start, "--resume"])
     assert done.returncode == -signal.SIGKILL
     assert "resumed after 0 epochs and 2 batches" in done.stdout
-    assert len(list(broken.iterdir())) == 2  # the old checkpoint, and a part of a new one
-    done = signalled(3, "after", [*start, "--resume"])  # between the epochs
+    assert len(list(broken.iterdir())) == 3  # the old checkpoint twice, and a part of a new one
+    done = killed(3, "after", [*start, "--resume"])  # between the epochs
     assert done.returncode == -signal.SIGKILL
     assert len(rows(broken)) == 2
     capsys.readouterr()
@@ -126,17 +135,33 @@ def test_a_killed_run_resumes_to_the_same_bits(unbroken, tmp_path, capsys):
     assert_same_run(whole, broken)
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_bits(unbroken, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_that_resumes_to_the_same_bits(
+    unbroken, tmp_path, capsys, monkeypatch, number, status
+):
     whole, data = unbroken
-    start = argv(data, tmp_path / "broken")
-    done = signalled(-7, "after", start)  # after the second epoch's second step
-    assert done.returncode == 130
-    assert "Traceback" not in done.stderr
-    assert done.stdout.splitlines()[-1] == (
-        f"interrupted; go on with --resume from {tmp_path / 'broken' / 'checkpoint.pt'}"
+    out = tmp_path / "broken"
+    start, moves, replace = argv(data, out), [], os.replace
+
+    def moving(source, target):
+        replace(source, target)
+        moves.append(Path(target).name)
+        if moves.count("checkpoint.pt") == 7:  # after the second epoch's second step
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(os, "replace", moving)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        main(start)
+    assert stopped.value.code == status
+    assert signal.getsignal(number) is before
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"interrupted; go on with --resume from {out / 'checkpoint.pt'}"
     )
+    monkeypatch.undo()
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["run"]["pass"][0] == 3
     main([*start, "--resume"])
-    assert_same_run(whole, tmp_path / "broken")
+    assert_same_run(whole, out)
 
 
 def forgotten(folder: Path) -> None:
@@ -216,7 +241,7 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_bits(device, amp, tmp_
     whole = probing(device, amp)
     steps = []
     for epoch in whole.epochs(lambda: steps.append(whole.step)):
-        assert epoch[0][:-1] == epoch[1][:-1]  # equal models stay equal
+        assert results(epoch[0]) == results(epoch[1])  # equal models stay equal
     assert steps == [1, 2, 3] * 4  # 2 models, 2 epochs
     for number in (1, 3, 4, 8, 12):
         part = probing(device, amp)
@@ -224,7 +249,7 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_bits(device, amp, tmp_
 
         def stop(part=part, left=left):
             if next(left):
-                checkpoint.save(tmp_path / "run.pt", part, {})
+                checkpoint.save(tmp_path / "run.pt", part, {}, ABOUT)
                 raise StopError
 
         with pytest.raises(StopError):
@@ -234,54 +259,31 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_bits(device, amp, tmp_
         checkpoint.load(tmp_path / "run.pt", resumed, {})
         list(resumed.epochs())
         a, b = whole.state_dict(), resumed.state_dict()
-        del a["history"], b["history"]  # hold the examples per second
+        del a["history"], b["history"]  # hold times
         assert_same_bits(a, b)
-        assert [[m[:-1] for m in epoch] for epoch in whole.history] == [
-            [m[:-1] for m in epoch] for epoch in resumed.history
+        assert [list(map(results, epoch)) for epoch in whole.history] == [
+            list(map(results, epoch)) for epoch in resumed.history
         ]
-    assert bool(whole.state_dict()["scalers"][0]) == (amp == torch.float16)
+    assert bool(whole.state_dict()["learners"][0]["scaler"]) == (amp == torch.float16)
 
 
 def test_a_run_without_schedule_goes_on_to_more_epochs(tmp_path):
     first = probing("cpu", None)
     first.recipe = first.recipe._replace(schedule="none")
     list(first.epochs())
-    checkpoint.save(tmp_path / "run.pt", first, {})
+    checkpoint.save(tmp_path / "run.pt", first, {}, ABOUT)
     more = probing("cpu", None)
     more.recipe = first.recipe._replace(epochs=3)
     checkpoint.load(tmp_path / "run.pt", more, {})
     assert [epoch[0].epoch for epoch in more.epochs()] == [3]
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
-def test_ctrl_c_waits_for_the_end_of_an_uninterrupted_block(ctrl_c):
-    done = []
-
-    def work():
-        with uninterrupted():
+def test_a_second_ctrl_c_takes_effect_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with noted() as signals:
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert signals.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-            done.append("block")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert done == ["block"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_uninterrupted_blocks_run_in_other_threads():
-    done = []
-
-    def work():
-        with uninterrupted():
-            done.append("block")
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert done == ["block"]
+    assert signal.getsignal(signal.SIGINT) is before
