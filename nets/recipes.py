@@ -80,7 +80,7 @@ class Recipe(NamedTuple):
         if self.optimizer == "sgd":
             options["momentum"] = self.momentum
         if parameters[0].is_cuda:
-            options |= {"lr": torch.tensor(self.lr, device=parameters[0].device), "fused": True}
+            options["fused"] = True
             if self.optimizer == "adam":
                 options["capturable"] = True
         groups = [{"params": parameters}]
@@ -89,7 +89,12 @@ class Recipe(NamedTuple):
                 {"params": [p for p in parameters if p.ndim > 1]},
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ]
-        return OPTIMIZERS[self.optimizer]([g for g in groups if g["params"]], **options)
+        optimizer = OPTIMIZERS[self.optimizer]([g for g in groups if g["params"]], **options)
+        if parameters[0].is_cuda:
+            lr = torch.tensor(self.lr, device=parameters[0].device)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        return optimizer
 
     def lr_in(self, epoch: int, part: float = 1.0) -> float:
         """The learning rate of an epoch, counted from 1, whose steps are in part over."""

@@ -44,7 +44,7 @@ class _GraphStep:
                 ) from error
             self.recorded = kind
         if kind != self.recorded:
-            return on(self.stream, self.step, inputs)
+            return on(self.stream, self.step, *inputs)
         for ours, given in zip(self.inputs, inputs, strict=True):
             ours.copy_(given)
         self.replay()
@@ -61,8 +61,10 @@ def captured(
     return graph.replay, result
 
 
-def on(stream: torch.cuda.Stream, step: Step, inputs: tuple[Tensor, ...]) -> Any:
-    """step(*inputs) on stream, between what the current one did and will do."""
+def on(stream: torch.cuda.Stream | None, step: Step, *inputs: Any) -> Any:
+    """step(*inputs) on stream, if one is given, between what the current one did and will do."""
+    if stream is None:
+        return step(*inputs)
     current = torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):

@@ -59,6 +59,11 @@ class Run:
         self.sampler = DistributedSampler(
             range(len(data.train.labels)), self.ranks.size, self.ranks.rank, seed=seed
         )
+        if self.ranks.size > 1:
+            like = next(models[0].parameters())
+            shape = 2, data.train.channels, recipe.size, recipe.size
+            for learner in self.learners:
+                learner.rehearse(like.new_zeros(shape))
         self.history: list[list[Metrics]] = []  # of past epochs, for every model
         self.reached: list[Metrics] = []  # in this epoch, by the models that are through
         self._begin_pass()

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..recipes import Recipe
+from .data import NO_CLASS
 from .distributed import Ranks
-from .graph import graph_step
+from .graph import graph_step, on
 from .metrics import counts, score
 
 AUXILIARY_WEIGHT = 0.3  # of the losses of GoogLeNet's auxiliary heads
@@ -50,14 +51,13 @@ class Learner:
             m for m in model.modules()
             if list(m.parameters(False)) and not any(p.requires_grad for p in m.parameters(False))
         ]  # fmt: skip
+        # of all steps, for gradients come together on the stream that they once did on
+        self.stream = torch.cuda.Stream() if graph else None
+        with torch.cuda.stream(self.stream):
+            self.wrapped = self.ranks.wrap(model)
         self.step = self._step
         if graph:
-            stream = torch.cuda.Stream()
-            with torch.cuda.stream(stream):  # where gradients come together, as when it is recorded
-                self.wrapped = self.ranks.wrap(model)
-            self.step = graph_step(self._step, WARMUP[self.ranks.size > 1], stream)
-        else:
-            self.wrapped = self.ranks.wrap(model)
+            self.step = graph_step(self._step, WARMUP[self.ranks.size > 1], self.stream)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -82,6 +82,20 @@ class Learner:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
         self.step(*(tensor for batch in batches for tensor in batch))
+
+    def rehearse(self, images: Tensor) -> None:
+        """A backward that changes nothing, over images of any values.
+
+        DistributedDataParallel adds gradients up in the order in which the first backward brings
+        them, and in that first one in another: several ranks' sums would differ after a resume.
+        """
+        kept = [buffer.clone() for buffer in self.model.buffers()]
+        labels = torch.full((len(images),), NO_CLASS, device=images.device)
+        self.train()
+        on(self.stream, self._backward, images, labels, 1)
+        self.optimizer.zero_grad()
+        for buffer, value in zip(self.model.buffers(), kept, strict=True):
+            buffer.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """But for totals, which is another one on each rank."""
