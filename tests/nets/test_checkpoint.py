@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from tritonconv.nets.training import checkpoint
 from tritonconv.nets.training.data import DIGITS, Dataset, Split
 from tritonconv.nets.training.metrics import RESULTS, Metrics
 from tritonconv.nets.training.run import Run
-from tritonconv.nets.training.saved import About
+from tritonconv.nets.training.saved import About, network
 from tritonconv.nets.training.signals import noted
 from tritonconv.nets.training.transforms import View
 
@@ -210,6 +211,76 @@ def test_resume_refuses_in_one_line(unbroken, tmp_path, capsys, damage, options,
     assert (stopped.value.code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"tritonconv.nets: error: {tmp_path / 'run' / 'checkpoint.pt'}: ")
     assert message in err
+
+
+def test_what_was_saved_before_is_named_where_the_last_is_damaged(unbroken, tmp_path, capsys):
+    run, data = unbroken
+    shutil.copytree(run, tmp_path / "run")
+    emptied(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        main([*argv(data, tmp_path / "run"), "--resume"])
+    assert "checkpoint-1.pt is the one before, move it there" in capsys.readouterr().err
+    os.replace(tmp_path / "run" / "checkpoint-1.pt", tmp_path / "run" / "checkpoint.pt")
+    main([*argv(data, tmp_path / "run"), "--resume"])
+    assert_same_run(run, tmp_path / "run")
+
+
+def test_any_damage_is_refused_in_one_line_or_does_no_harm(unbroken, tmp_path):
+    """Cut anywhere, bytes flipped anywhere, and a stranger's tensors under our names."""
+    whole = (unbroken[0] / "checkpoint.pt").read_bytes()
+    random, path, refused = np.random.default_rng(0), tmp_path / "checkpoint.pt", 0
+    saved = torch.load(unbroken[0] / "checkpoint.pt", weights_only=True)
+    for trial in range(60):
+        content = bytearray(whole)
+        if trial % 2:
+            content = content[: random.integers(len(whole))]
+        else:
+            for place in random.integers(len(whole), size=40):
+                content[place] ^= 1 << random.integers(8)
+        path.write_bytes(content)
+        try:
+            network(path, torch.device("cpu"))
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: expected a checkpoint, got")
+    assert refused >= 50
+    for part, value in [("about", {}), ("about", {**saved["about"], "classes": 7}), ("run", [])]:
+        torch.save({**saved, part: value}, path)
+        with pytest.raises(ValueError, match="expected a checkpoint"):
+            network(path, torch.device("cpu"))
+    for name, value in [("learners", []), ("pass", [1]), ("totals", [[1, 2]])]:
+        torch.save({"settings": {}, "about": {}, "run": {**saved["run"], name: value}}, path)
+        with pytest.raises(ValueError, match="expected a checkpoint"):
+            checkpoint.load(path, probing("cpu", None), {})
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, capfd):
+    """A limit on a file's size stands for the disk's end: writing fails as it would there."""
+    resource = pytest.importorskip("resource")
+    run, path = probing("cpu", None), tmp_path / "checkpoint.pt"
+    checkpoint.save(path, run, {}, ABOUT, keep=2)
+    first = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 100, len(first) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                checkpoint.save(path, run, {}, ABOUT, keep=2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == first
+        assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_the_last_k_checkpoints_are_kept(tmp_path):
+    run, path = probing("cpu", None), tmp_path / "checkpoint.pt"
+    for number in range(5):
+        checkpoint.save(path, run, {"number": number}, ABOUT, keep=3)
+    numbers = {
+        file.name: torch.load(file, weights_only=True)["settings"]["number"]
+        for file in tmp_path.iterdir()
+    }
+    assert numbers == {"checkpoint.pt": 4, "checkpoint-1.pt": 3, "checkpoint-2.pt": 2}
 
 
 class Probe(nn.Module):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_net import SmallNet
 from torch import nn
 from tritonconv.nets.__main__ import main
 from tritonconv.nets.registry import NETWORKS, Network
@@ -139,19 +140,9 @@ def test_a_folder_of_another_layout_is_refused(folder, damage, message):
         opened(folder)
 
 
-class Small(nn.Sequential):
-    """A convolution, a norm and a head, on torch's layers: the program is what is tested."""
-
-    def __init__(self, num_classes: int, in_channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes),
-        )  # fmt: skip
-
-
 @pytest.fixture
 def small(monkeypatch) -> None:
-    monkeypatch.setitem(NETWORKS, "resnet50", Network(Small, 224))
+    monkeypatch.setitem(NETWORKS, "resnet50", Network(SmallNet, 224))
 
 
 def test_the_imagenet_recipe_learns_from_a_folder(small, folder, tmp_path, capsys):
@@ -172,7 +163,7 @@ def test_the_imagenet_recipe_learns_from_a_folder(small, folder, tmp_path, capsy
     with (out / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert float(rows[-1]["test_loss"]) < float(rows[0]["test_loss"])
+    assert float(rows[-1]["test_accuracy"]) >= 5 / 6
     assert {round(float(row["train_accuracy"]) * 11, 6) % 1 for row in rows} == {0}  # of 11 images
 
     # a checkpoint and an image are enough
@@ -216,7 +207,7 @@ def test_a_stopped_epoch_of_files_resumes_to_the_same_bits(small, shared, tmp_pa
     with pytest.raises(SystemExit):
         main(argv("broken"))
     monkeypatch.undo()
-    monkeypatch.setitem(NETWORKS, "resnet50", Network(Small, 224))
+    monkeypatch.setitem(NETWORKS, "resnet50", Network(SmallNet, 224))
     main([*argv("broken"), "--resume"])
     whole, broken = (torch.load(tmp_path / f"{n}/weights.pt") for n in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
