@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tritonconv import as_torch, fold, fuse
 from tritonconv.nets.recipes import RECIPES
 from tritonconv.nets.registry import NETWORKS
-from tritonconv.nets.train import AUXILIARY_WEIGHT
+from tritonconv.nets.training.step import AUXILIARY_WEIGHT
 
 from . import device
 from .cases import DTYPES, FUSED_SIDES, HALF, read

@@ -2,17 +2,24 @@
 
 import argparse
 import math
-import pickle
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from .data import CLASSES, Dataset, cifar10, digits, download_fashion_mnist, fashion_mnist
 from .recipes import ACTIVATIONS, POOLS, RECIPES, Recipe, recipe_of
 from .registry import NETWORKS
+from .training.data import Dataset, cifar10, digits, download_fashion_mnist, fashion_mnist
+from .training.folder import image_folder
+from .training.saved import About, network, read_weights
+from .training.transforms import View
 
-FOLDERS = {"fashion-mnist": "FashionMNIST/raw", "cifar10": "cifar-10-batches-bin"}
+FOLDERS = {
+    "fashion-mnist": "FashionMNIST/raw",
+    "cifar10": "cifar-10-batches-bin",
+    "imagefolder": "train/CLASS/*.jpg and val/CLASS/*.jpg",
+}
 
 # A ValueError in these becomes "argument --epochs: invalid positive_int value: '0'".
 
@@ -25,6 +32,18 @@ def positive_int(text: str) -> int:
 
 def positive_float(text: str) -> float:
     if not 0 < (value := float(text)) < math.inf:
+        raise ValueError
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise ValueError
+    return value
+
+
+def share(text: str) -> float:
+    if not 0 <= (value := float(text)) < 1:
         raise ValueError
     return value
 
@@ -77,9 +96,19 @@ def add_recipe(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def add_data(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("data")
-    group.add_argument("--data", choices=("digits", *FOLDERS), default="digits")
+    group.add_argument("--data", choices=("digits", *FOLDERS), help="(default: digits)")
     group.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help=f"holds {' or '.join(FOLDERS.values())}"
+        "--data-dir", type=Path, metavar="DIR", help=f"holds {', or '.join(FOLDERS.values())}"
+    )
+    group.add_argument(
+        "--workers",
+        type=non_negative_int,
+        default=min(8, len(os.sched_getaffinity(0))),
+        metavar="N",
+        help="processes that read an imagefolder's files (default: %(default)s)",
+    )
+    group.add_argument(
+        "--skip-bad", action="store_true", help="leave out files that cannot be read as images"
     )
     group.add_argument(
         "--download", action="store_true", help="fetch what DIR lacks of Fashion-MNIST (30 MB)"
@@ -117,47 +146,61 @@ def recipe(args: argparse.Namespace) -> Recipe:
     return found
 
 
-def add_weights(command: argparse.ArgumentParser) -> None:
+def add_trained(command: argparse.ArgumentParser) -> None:
+    """What names a trained network: its weights, or a checkpoint that says all about them."""
     command.add_argument(
         "--weights", type=Path, metavar="FILE", help="(default: runs/NETWORK/weights.pt)"
     )
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="in place of NETWORK, its options and weights",
+    )
 
 
-def trained(args: argparse.Namespace) -> tuple[nn.Module, Recipe]:
+def trained(args: argparse.Namespace) -> tuple[nn.Module, About]:
     """The network that args name with the weights of a training run, in evaluation mode.
 
     Raises OSError or ValueError.
     """
+    if args.checkpoint:
+        if args.network or args.recipe or args.weights:
+            raise ValueError("--checkpoint goes without NETWORK, --recipe and --weights")
+        return network(args.checkpoint, args.device)
     found = recipe(args)
     path = args.weights or Path("runs", found.network, "weights.pt")
+    saved = read_weights(path)
     try:
-        weights = torch.load(path, map_location=args.device, weights_only=True)
-        (channels, *_) = (w.shape[1] for w in weights.values() if w.ndim == 4)
-        model = found.make(CLASSES, channels).to(args.device)
-        model.load_state_dict(weights)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path}: expected weights, got no file; train first, or name a file with --weights"
-        ) from None
-    except (AttributeError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
+        (channels, *_) = (w.shape[1] for w in saved.values() if w.ndim == 4)
+        (*_, classes) = (w.shape[0] for w in saved.values() if w.ndim in (2, 4))
+        model = found.make(classes, channels)
+        model.load_state_dict(saved)
+    except (RuntimeError, ValueError):
         raise ValueError(
             f"{path}: expected weights of {found.network}, got another network's or another file"
         ) from None
-    return model.eval(), found
+    names, zeros = tuple(map(str, range(classes))), (0.0,) * channels
+    view = View(found.size, 1.0, zeros, (1.0,) * channels)
+    return model.to(args.device).eval(), About(found, args.data or "digits", names, view)
 
 
-def dataset(args: argparse.Namespace) -> Dataset:
-    """The data that args name.  Raises OSError, ValueError or ModuleNotFoundError."""
-    if args.download and args.data != "fashion-mnist":
+def dataset(args: argparse.Namespace, about: About | None = None) -> Dataset:
+    """The data that args name, or about.  Raises OSError, ValueError or ModuleNotFoundError."""
+    name = args.data or (about.data if about else "digits")
+    if args.download and name != "fashion-mnist":
         raise ValueError("--download goes with --data fashion-mnist")
-    if args.data == "digits":
+    if args.skip_bad and name != "imagefolder":
+        raise ValueError("--skip-bad goes with --data imagefolder")
+    if name == "digits":
         if args.data_dir:
-            raise ValueError("--data-dir goes with --data fashion-mnist or cifar10")
+            raise ValueError(f"--data-dir goes with --data {', '.join(FOLDERS)}")
         return digits()
     if not args.data_dir:
-        folder = FOLDERS[args.data]
-        raise ValueError(f"--data {args.data} needs --data-dir, the folder of {folder}")
-    if args.data == "cifar10":
+        raise ValueError(f"--data {name} needs --data-dir, the folder of {FOLDERS[name]}")
+    if name == "imagefolder":
+        return image_folder(args.data_dir, args.workers, args.skip_bad, about and about.classes)
+    if name == "cifar10":
         return cifar10(args.data_dir)
     if args.download:
         download_fashion_mnist(args.data_dir)

@@ -11,12 +11,15 @@ from . import _arguments
 from ._arguments import positive_int
 from ._extras import demo_extra
 from .compare import compare, error_table
-from .data import CLASSES
 from .evaluate import confusion, confusion_table
+from .predict import best
 from .receptive_field import receptive_field
 from .recipes import RECIPES, recipe_of
 from .registry import NETWORKS
+from .training.data import CLASSES
+from .training.saved import About, network
 
+MOST_CLASSES = 20  # whose confusions are printed
 REFUSED = (OSError, ValueError, RuntimeError, ModuleNotFoundError)
 
 
@@ -37,8 +40,19 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "evaluate lenet --weights runs/lenet/weights.pt",
     )  # fmt: skip
     _arguments.add_recipe(command).add_argument("--batch-size", type=positive_int)
-    _arguments.add_weights(command)
+    _arguments.add_trained(command)
     _arguments.add_data(command)
+    _arguments.add_device(command)
+
+    command = _add(
+        commands, "predict", "print what a trained network takes image files for", _predict,
+        "predict runs/resnet50/checkpoint.pt cat.jpg dog.jpg",
+    )  # fmt: skip
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    command.add_argument(
+        "--top", type=positive_int, default=5, metavar="N", help="classes (default: 5)"
+    )
     _arguments.add_device(command)
 
     command = _add(
@@ -57,9 +71,14 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     command.add_argument("what", choices=("filters", "features"))
     _arguments.add_recipe(command)
-    _arguments.add_weights(command)
+    _arguments.add_trained(command)
     command.add_argument("--layer", metavar="NAME", help="of the maps (default: the first one)")
-    command.add_argument("--image", type=int, default=0, help="number among the test images")
+    command.add_argument(
+        "--image",
+        default="0",
+        metavar="FILE",
+        help="or a number among the test images (default: 0)",
+    )
     command.add_argument("--out", type=Path, metavar="PNG", help="(default: WHAT.png)")
     _arguments.add_data(command)
     _arguments.add_device(command)
@@ -135,12 +154,36 @@ def _by(pair: tuple[int, int]) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    model, recipe = _arguments.trained(args)
-    test = _arguments.dataset(args).to(args.device, torch.float32).resized(recipe.size).test
-    table = confusion(model, test, recipe.batch_size)
+    model, about = _arguments.trained(args)
+    data = _arguments.dataset(args, about)
+    if len(data.classes) > len(about.classes):
+        raise ValueError(
+            f"expected weights for {len(data.classes)} classes, got {len(about.classes)}; "
+            "--data names what they were trained on"
+        )
+    test = data.to(args.device, torch.float32).resized(about.view.size).test
+    batch_size = args.batch_size or about.recipe.batch_size
+    table = confusion(model, test, batch_size, len(about.classes))
     right, images = table.trace().item(), table.sum().item()
-    print(f"accuracy {right / images:.4f}: {right} of {images} test images of {args.data}")
-    print(confusion_table(table))
+    name = args.data or about.data
+    print(f"accuracy {right / images:.4f}: {right} of {images} test images of {name}")
+    if len(table) <= MOST_CLASSES:
+        print(confusion_table(table))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    model, about = network(args.checkpoint, args.device)
+    for path in args.images:
+        print(path)
+        image = _image(path, about, args.device)
+        for name, probability in best(model, image, about.classes, args.top):
+            print(f"  {probability:.4f}  {name}")
+
+
+def _image(path: Path, about: About, device: torch.device) -> torch.Tensor:
+    """[1, C, size, size]"""
+    pixels = about.view.read(path).unsqueeze(0).to(device)
+    return about.view.normalised(pixels, torch.float32)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -156,14 +199,18 @@ def _compare(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     from .show import write_features, write_filters
 
-    model, recipe = _arguments.trained(args)
+    model, about = _arguments.trained(args)
     out = args.out or Path(f"{args.what}.png")
     if args.what == "filters":
         write_filters(out, model)
     else:
-        test = _arguments.dataset(args).to(args.device, torch.float32).resized(recipe.size).test
-        if not 0 <= args.image < len(test.labels):
-            raise ValueError(f"--image must be below {len(test.labels)}, got {args.image}")
-        images, _ = test.batch(torch.tensor([args.image]))
+        if args.image.isdecimal():
+            data = _arguments.dataset(args, about).to(args.device, torch.float32)
+            test, number = data.resized(about.view.size).test, int(args.image)
+            if number >= len(test.labels):
+                raise ValueError(f"--image must be below {len(test.labels)}, got {number}")
+            images, _ = test.batch(torch.tensor([number]))
+        else:
+            images = _image(Path(args.image), about, args.device)
         write_features(out, model, images[0], args.layer)
     print(f"{args.what}  {out}")

@@ -3,18 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from .data import CLASSES, Split
+from .training.data import CLASSES, NO_CLASS, Split
 
 
 @torch.no_grad()
-def confusion(model: nn.Module, split: Split, batch_size: int) -> Tensor:
+def confusion(model: nn.Module, split: Split, batch_size: int, classes: int = CLASSES) -> Tensor:
     """How many images of class i the model, in evaluation mode, takes for class j: [i, j]."""
     model.eval()
-    table = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
-    for batch in torch.arange(len(split.labels)).split(batch_size):
-        images, labels = split.batch(batch)
-        pairs = labels * CLASSES + model(images).argmax(1)
-        table += torch.bincount(pairs.cpu(), minlength=CLASSES**2).view(CLASSES, CLASSES)
+    table = torch.zeros(classes, classes, dtype=torch.int64)
+    for images, labels in split.batches(torch.arange(len(split.labels)).split(batch_size)):
+        taken = model(images).argmax(1)
+        pairs = (labels * classes + taken)[labels != NO_CLASS]
+        table += torch.bincount(pairs.cpu(), minlength=classes**2).view(classes, classes)
     return table
 
 

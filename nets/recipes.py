@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,6 +36,10 @@ class Recipe(NamedTuple):
     weight_decay: float = 0.0
     schedule: str = "none"
     augment: bool = False  # random flips and crops
+    warmup: int = 0  # epochs in which the learning rate rises, step by step
+    label_smoothing: float = 0.0
+    decay_all: bool = True  # or weight decay on neither norms nor biases
+    ema: float = 0.0  # of the averaged weights at a step, which are tested and kept; 0: none
 
     def __str__(self) -> str:
         parts = [
@@ -45,8 +49,13 @@ class Recipe(NamedTuple):
             self.size != 28 and f"{self.size}x{self.size}",
             f"{OPTIMIZERS[self.optimizer].__name__} {self.lr:g}",
             self.momentum and f"momentum {self.momentum:g}",
-            self.weight_decay and f"weight decay {self.weight_decay:g}",
+            self.weight_decay
+            and f"weight decay {self.weight_decay:g}"
+            + " not on norms and biases" * (not self.decay_all),
+            self.warmup and f"warm-up {self.warmup}",
             self.schedule != "none" and f"{self.schedule} schedule",
+            self.label_smoothing and f"label smoothing {self.label_smoothing:g}",
+            self.ema and f"average {self.ema:g}",
             f"batch {self.batch_size}",
             self.augment and "flips and crops",
         ]
@@ -65,14 +74,34 @@ class Recipe(NamedTuple):
         return make(num_classes=num_classes, in_channels=in_channels, **options)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        options = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
-        return OPTIMIZERS[self.optimizer](
-            parameters, lr=self.lr, weight_decay=self.weight_decay, **options
-        )
+        """On a GPU it waits for nothing, and its learning rate is a tensor: as graphs need it."""
+        parameters = list(parameters)
+        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        if self.optimizer == "sgd":
+            options["momentum"] = self.momentum
+        if parameters[0].is_cuda:
+            options["fused"] = True
+            if self.optimizer == "adam":
+                options["capturable"] = True
+        groups = [{"params": parameters}]
+        if not self.decay_all:  # norms and biases are vectors
+            groups = [
+                {"params": [p for p in parameters if p.ndim > 1]},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ]
+        optimizer = OPTIMIZERS[self.optimizer]([g for g in groups if g["params"]], **options)
+        if parameters[0].is_cuda:
+            lr = torch.tensor(self.lr, device=parameters[0].device)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        return optimizer
 
-    def lr_in(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 1."""
-        return self.lr * SCHEDULES[self.schedule]((epoch - 1) / self.epochs)
+    def lr_in(self, epoch: int, part: float = 1.0) -> float:
+        """The learning rate of an epoch, counted from 1, whose steps are in part over."""
+        if epoch <= self.warmup:
+            return self.lr * (epoch - 1 + part) / self.warmup
+        over = (epoch - 1 - self.warmup) / (self.epochs - self.warmup)
+        return self.lr * SCHEDULES[self.schedule](over)
 
 
 RECIPES = {
@@ -84,6 +113,22 @@ RECIPES = {
     "d2l-googlenet": Recipe("googlenet_plain", "sgd", 0.1, 128, 10, 96),
     "d2l-resnet18": Recipe("resnet18", "sgd", 0.05, 256, 10, 96),
     "seed-resnet18": Recipe("resnet18", "adam", 1e-3, 128, 5, 96),
+    # Goyal et al., 2017; smoothing and cosine as in He et al., Bag of tricks, 2019
+    "imagenet-resnet50": Recipe(
+        "resnet50",
+        "sgd",
+        0.1,
+        256,
+        90,
+        224,
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule="cosine",
+        augment=True,
+        warmup=5,
+        label_smoothing=0.1,
+        decay_all=False,
+    ),
 }
 
 

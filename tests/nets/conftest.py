@@ -40,3 +40,27 @@ def write_idx_set_to() -> Callable[..., Path]:
 @pytest.fixture
 def write_idx_set(write_idx_set_to, tmp_path) -> Callable[..., Path]:
     return functools.partial(write_idx_set_to, tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def write_image_folder() -> Callable[..., Path]:
+    """Writes a folder of images as torchvision lays them out: each class is one colour, and noise.
+
+    Odd numbers are wide JPEG files, even ones high PNG files; returns the folder.
+    """
+    Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    colours = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
+
+    def write(folder: Path, train: int = 4, test: int = 2) -> Path:
+        random = np.random.default_rng(0)
+        for part, number in (("train", train), ("val", test)):
+            for name, colour in colours.items():
+                (folder / part / name).mkdir(parents=True)
+                for i in range(number):
+                    shape = (36, 48, 3) if i % 2 else (50, 34, 3)
+                    pixels = np.array(colour) + random.integers(-30, 30, shape)
+                    file = folder / part / name / f"{i}.{'jpg' if i % 2 else 'png'}"
+                    Image.fromarray(pixels.astype(np.uint8)).save(file)
+        return folder
+
+    return write

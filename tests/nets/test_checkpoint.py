@@ -1,39 +1,40 @@
 import copy
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from tritonconv.nets import checkpoint
 from tritonconv.nets.__main__ import main
-from tritonconv.nets._interrupt import uninterrupted
-from tritonconv.nets.data import Dataset, Split
-from tritonconv.nets.recipes import Recipe
-from tritonconv.nets.train import Run
+from tritonconv.nets.recipes import RECIPES, Recipe
+from tritonconv.nets.training import checkpoint
+from tritonconv.nets.training.data import DIGITS, Dataset, Split
+from tritonconv.nets.training.metrics import RESULTS, Metrics
+from tritonconv.nets.training.run import Run
+from tritonconv.nets.training.saved import About, network
+from tritonconv.nets.training.signals import noted
+from tritonconv.nets.training.transforms import View
 
 EPOCHS, STEPS = 2, 3
-# sends itself a signal when it moves its n-th file into place, before or after the move
-SIGNAL = """
+ABOUT = About(RECIPES["lenet"], "digits", DIGITS, View())
+# kills itself when it moves its n-th file into place, before or after the move
+KILLED = """
 import os, signal, sys
 number, when, moves, replace = int(sys.argv.pop(1)), sys.argv.pop(1), [], os.replace
 def moving(source, target):
     if str(target).endswith("checkpoint.pt"):
         moves.append(target)
-    if len(moves) == abs(number) and str(target).endswith("checkpoint.pt"):
+    if len(moves) == number and str(target).endswith("checkpoint.pt"):
         if when == "after":
             replace(source, target)
-        os.kill(os.getpid(), signal.SIGINT if number < 0 else signal.SIGKILL)
-        if when == "after":
-            return
+        os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = moving
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have switched off
 from tritonconv.nets.__main__ import main
 main(sys.argv[1:])
 """
@@ -46,9 +47,9 @@ def argv(data: Path, out: Path) -> list[str]:
             "--out", str(out)]  # fmt: skip
 
 
-def signalled(number: int, when: str, arguments: list[str]) -> subprocess.CompletedProcess:
+def killed(number: int, when: str, arguments: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", SIGNAL, str(number), when, *arguments],
+        [sys.executable, "-c", KILLED, str(number), when, *arguments],
         capture_output=True,
         text=True,
     )
@@ -64,15 +65,22 @@ def unbroken(write_idx_set_to, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def rows(folder: Path) -> list[str]:
-    """metrics.csv without its last column, the examples per second."""
+    """metrics.csv without what depends on the clock."""
     lines = (folder / "metrics.csv").read_text().splitlines()
-    return [line.rpartition(",")[0] for line in lines]
+    return [",".join(line.split(",")[: len(RESULTS)]) for line in lines]
+
+
+def results(metrics: Metrics) -> tuple:
+    """What does not depend on the clock."""
+    return metrics[: len(RESULTS)]
 
 
 def state(folder: Path) -> dict:
     """All that a run ends with but its seconds."""
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)["run"]
-    saved["history"] = [[metrics[:-1] for metrics in epoch] for epoch in saved["history"]]
+    saved["history"] = [
+        [metrics[: len(RESULTS)] for metrics in epoch] for epoch in saved["history"]
+    ]
     return saved
 
 
@@ -98,6 +106,7 @@ def assert_same_run(a: Path, b: Path):
     ours, theirs = (torch.load(run / "weights.pt", weights_only=True) for run in (a, b))
     assert_same_bits(dict(ours), dict(theirs))
     assert sorted(path.name for path in b.iterdir()) == [
+        "checkpoint-1.pt",
         "checkpoint.pt",
         "curves.png",
         "metrics.csv",
@@ -110,15 +119,15 @@ def test_a_killed_run_resumes_to_the_same_bits(unbroken, tmp_path, capsys):
     whole, data = unbroken
     broken = tmp_path / "broken"
     start = argv(data, broken)
-    done = signalled(3, "after", start)  # within the first epoch
+    done = killed(3, "after", start)  # within the first epoch
     assert done.returncode == -signal.SIGKILL
     assert not (broken / "weights.pt").exists()
     # its second save, the first being the resumed state's: killed while it is written
-    done = signalled(2, "before", [*start, "--resume"])
+    done = killed(2, "before", [*start, "--resume"])
     assert done.returncode == -signal.SIGKILL
     assert "resumed after 0 epochs and 2 batches" in done.stdout
-    assert len(list(broken.iterdir())) == 2  # the old checkpoint, and a part of a new one
-    done = signalled(3, "after", [*start, "--resume"])  # between the epochs
+    assert len(list(broken.iterdir())) == 3  # the old checkpoint twice, and a part of a new one
+    done = killed(3, "after", [*start, "--resume"])  # between the epochs
     assert done.returncode == -signal.SIGKILL
     assert len(rows(broken)) == 2
     capsys.readouterr()
@@ -127,17 +136,33 @@ def test_a_killed_run_resumes_to_the_same_bits(unbroken, tmp_path, capsys):
     assert_same_run(whole, broken)
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_bits(unbroken, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_that_resumes_to_the_same_bits(
+    unbroken, tmp_path, capsys, monkeypatch, number, status
+):
     whole, data = unbroken
-    start = argv(data, tmp_path / "broken")
-    done = signalled(-7, "after", start)  # after the second epoch's second step
-    assert done.returncode == 130
-    assert "Traceback" not in done.stderr
-    assert done.stdout.splitlines()[-1] == (
-        f"interrupted; go on with --resume from {tmp_path / 'broken' / 'checkpoint.pt'}"
+    out = tmp_path / "broken"
+    start, moves, replace = argv(data, out), [], os.replace
+
+    def moving(source, target):
+        replace(source, target)
+        moves.append(Path(target).name)
+        if moves.count("checkpoint.pt") == 7:  # after the second epoch's second step
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(os, "replace", moving)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        main(start)
+    assert stopped.value.code == status
+    assert signal.getsignal(number) is before
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"interrupted; go on with --resume from {out / 'checkpoint.pt'}"
     )
+    monkeypatch.undo()
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["run"]["pass"][0] == 3
     main([*start, "--resume"])
-    assert_same_run(whole, tmp_path / "broken")
+    assert_same_run(whole, out)
 
 
 def forgotten(folder: Path) -> None:
@@ -188,6 +213,76 @@ def test_resume_refuses_in_one_line(unbroken, tmp_path, capsys, damage, options,
     assert message in err
 
 
+def test_what_was_saved_before_is_named_where_the_last_is_damaged(unbroken, tmp_path, capsys):
+    run, data = unbroken
+    shutil.copytree(run, tmp_path / "run")
+    emptied(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        main([*argv(data, tmp_path / "run"), "--resume"])
+    assert "checkpoint-1.pt is the one before, move it there" in capsys.readouterr().err
+    os.replace(tmp_path / "run" / "checkpoint-1.pt", tmp_path / "run" / "checkpoint.pt")
+    main([*argv(data, tmp_path / "run"), "--resume"])
+    assert_same_run(run, tmp_path / "run")
+
+
+def test_any_damage_is_refused_in_one_line_or_does_no_harm(unbroken, tmp_path):
+    """Cut anywhere, bytes flipped anywhere, and a stranger's tensors under our names."""
+    whole = (unbroken[0] / "checkpoint.pt").read_bytes()
+    random, path, refused = np.random.default_rng(0), tmp_path / "checkpoint.pt", 0
+    saved = torch.load(unbroken[0] / "checkpoint.pt", weights_only=True)
+    for trial in range(60):
+        content = bytearray(whole)
+        if trial % 2:
+            content = content[: random.integers(len(whole))]
+        else:
+            for place in random.integers(len(whole), size=40):
+                content[place] ^= 1 << random.integers(8)
+        path.write_bytes(content)
+        try:
+            network(path, torch.device("cpu"))
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: expected a checkpoint, got")
+    assert refused >= 50
+    for part, value in [("about", {}), ("about", {**saved["about"], "classes": 7}), ("run", [])]:
+        torch.save({**saved, part: value}, path)
+        with pytest.raises(ValueError, match="expected a checkpoint"):
+            network(path, torch.device("cpu"))
+    for name, value in [("learners", []), ("pass", [1]), ("totals", [[1, 2]])]:
+        torch.save({"settings": {}, "about": {}, "run": {**saved["run"], name: value}}, path)
+        with pytest.raises(ValueError, match="expected a checkpoint"):
+            checkpoint.load(path, probing("cpu", None), {})
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, capfd):
+    """A limit on a file's size stands for the disk's end: writing fails as it would there."""
+    resource = pytest.importorskip("resource")
+    run, path = probing("cpu", None), tmp_path / "checkpoint.pt"
+    checkpoint.save(path, run, {}, ABOUT, keep=2)
+    first = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 100, len(first) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                checkpoint.save(path, run, {}, ABOUT, keep=2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == first
+        assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_the_last_k_checkpoints_are_kept(tmp_path):
+    run, path = probing("cpu", None), tmp_path / "checkpoint.pt"
+    for number in range(5):
+        checkpoint.save(path, run, {"number": number}, ABOUT, keep=3)
+    numbers = {
+        file.name: torch.load(file, weights_only=True)["settings"]["number"]
+        for file in tmp_path.iterdir()
+    }
+    assert numbers == {"checkpoint.pt": 4, "checkpoint-1.pt": 3, "checkpoint-2.pt": 2}
+
+
 class Probe(nn.Module):
     """Has running statistics and draws random numbers."""
 
@@ -217,7 +312,7 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_bits(device, amp, tmp_
     whole = probing(device, amp)
     steps = []
     for epoch in whole.epochs(lambda: steps.append(whole.step)):
-        assert epoch[0][:-1] == epoch[1][:-1]  # equal models stay equal
+        assert results(epoch[0]) == results(epoch[1])  # equal models stay equal
     assert steps == [1, 2, 3] * 4  # 2 models, 2 epochs
     for number in (1, 3, 4, 8, 12):
         part = probing(device, amp)
@@ -225,7 +320,7 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_bits(device, amp, tmp_
 
         def stop(part=part, left=left):
             if next(left):
-                checkpoint.save(tmp_path / "run.pt", part, {})
+                checkpoint.save(tmp_path / "run.pt", part, {}, ABOUT)
                 raise StopError
 
         with pytest.raises(StopError):
@@ -235,54 +330,31 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_bits(device, amp, tmp_
         checkpoint.load(tmp_path / "run.pt", resumed, {})
         list(resumed.epochs())
         a, b = whole.state_dict(), resumed.state_dict()
-        del a["history"], b["history"]  # hold the examples per second
+        del a["history"], b["history"]  # hold times
         assert_same_bits(a, b)
-        assert [[m[:-1] for m in epoch] for epoch in whole.history] == [
-            [m[:-1] for m in epoch] for epoch in resumed.history
+        assert [list(map(results, epoch)) for epoch in whole.history] == [
+            list(map(results, epoch)) for epoch in resumed.history
         ]
-    assert bool(whole.state_dict()["scalers"][0]) == (amp == torch.float16)
+    assert bool(whole.state_dict()["learners"][0]["scaler"]) == (amp == torch.float16)
 
 
 def test_a_run_without_schedule_goes_on_to_more_epochs(tmp_path):
     first = probing("cpu", None)
     first.recipe = first.recipe._replace(schedule="none")
     list(first.epochs())
-    checkpoint.save(tmp_path / "run.pt", first, {})
+    checkpoint.save(tmp_path / "run.pt", first, {}, ABOUT)
     more = probing("cpu", None)
     more.recipe = first.recipe._replace(epochs=3)
     checkpoint.load(tmp_path / "run.pt", more, {})
     assert [epoch[0].epoch for epoch in more.epochs()] == [3]
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
-def test_ctrl_c_waits_for_the_end_of_an_uninterrupted_block(ctrl_c):
-    done = []
-
-    def work():
-        with uninterrupted():
+def test_a_second_ctrl_c_takes_effect_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with noted() as signals:
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert signals.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-            done.append("block")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert done == ["block"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_uninterrupted_blocks_run_in_other_threads():
-    done = []
-
-    def work():
-        with uninterrupted():
-            done.append("block")
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert done == ["block"]
+    assert signal.getsignal(signal.SIGINT) is before

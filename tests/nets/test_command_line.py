@@ -23,6 +23,7 @@ def test_train_writes_weights_metrics_and_curves(write_idx_set, tmp_path, capsys
     main([*TRAIN, "--epochs", "2", "--pool", "max", "--data", "fashion-mnist",
           "--data-dir", str(data), "--out", str(out)])  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint-1.pt",
         "checkpoint.pt",
         "curves.png",
         "metrics.csv",
@@ -40,6 +41,9 @@ def test_train_writes_weights_metrics_and_curves(write_idx_set, tmp_path, capsys
         assert 0 <= float(row["train_accuracy"]) <= 1
         assert 0 <= float(row["test_accuracy"]) <= 1
         assert float(row["examples_per_second"]) > 0
+        step, host, wait = (float(row[f"{name}_ms"]) for name in ("step", "host", "data_wait"))
+        assert 0 < host < step
+        assert 0 < wait < host + wait <= step
 
     curves = (out / "curves.png").read_bytes()
     assert curves.startswith(b"\x89PNG\r\n\x1a\n")
@@ -122,7 +126,7 @@ def refusal(argv: list[str], capsys) -> str:
         ([*TRAIN, "--data", "mnist"], "--data"),
         ([*TRAIN, "--data", "fashion-mnist"], "needs --data-dir"),
         ([*TRAIN, "--download"], "goes with --data fashion-mnist"),
-        ([*TRAIN, "--data-dir", "."], "goes with --data fashion-mnist or cifar10"),
+        ([*TRAIN, "--data-dir", "."], "goes with --data fashion-mnist, cifar10, imagefolder"),
         ([*TRAIN, "--data", "fashion-mnist", "--data-dir", "no\nwhere"], "got neither"),
         ([*TRAIN, "--out", __file__], "exists"),
         ([*TRAIN, "--out", f"{__file__}/below"], "Not a directory"),
@@ -143,7 +147,7 @@ def test_train_refuses_a_damaged_file_in_one_line(write_idx_set, capsys):
 @pytest.mark.parametrize("package", ["sklearn.datasets", "tqdm", "matplotlib.figure"])
 def test_train_without_the_demo_packages_names_the_remedy(package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
-    for ours in ("tritonconv.nets.train", "tritonconv.nets.report"):
+    for ours in ("tritonconv.nets.training.run", "tritonconv.nets.training.report"):
         monkeypatch.delitem(sys.modules, ours, raising=False)
     assert f'{package} is not installed; pip install "tritonconv[demo]"' in refusal(TRAIN, capsys)
 

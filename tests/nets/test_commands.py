@@ -12,13 +12,16 @@ from tritonconv import Conv2d, as_torch
 from tritonconv.nets import LeNet
 from tritonconv.nets.__main__ import main
 from tritonconv.nets.compare import compare, error_table
-from tritonconv.nets.data import Split, fashion_mnist
 from tritonconv.nets.evaluate import confusion, confusion_table
 from tritonconv.nets.recipes import RECIPES
 from tritonconv.nets.registry import NETWORKS
-from tritonconv.nets.train import Run, evaluate
+from tritonconv.nets.training.data import Split, fashion_mnist
+from tritonconv.nets.training.metrics import Metrics, evaluate
+from tritonconv.nets.training.run import Run
 
-COMMANDS = ["list", "summary", "receptive-field", "evaluate", "compare", "show", "train"]
+COMMANDS = [
+    "list", "summary", "receptive-field", "evaluate", "predict", "compare", "show", "train",
+]  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -198,7 +201,10 @@ def refusal(argv: list[str], capsys) -> str:
         (["receptive-field", "resnet18", "--channels", "x"], "--channels"),
         (["evaluate"], "name a network or a --recipe"),
         (["evaluate", "lenet", "--weights", "no/where.pt"], "no/where.pt: expected weights"),
-        (["evaluate", "lenet", "--weights", __file__], "expected weights of lenet"),
+        (
+            ["evaluate", "lenet", "--weights", __file__],
+            "expected weights, got another kind of file",
+        ),
         (["evaluate", "resnet18", "--pool", "max"], "go with lenet, got resnet18"),
         (["evaluate", "vgg11", "--recipe", "d2l-nin"], "is one for nin, got vgg11"),
         (["compare", "lenet", "--dtype", "int8"], "--dtype"),
@@ -271,7 +277,7 @@ def test_train_writes_scalars_for_tensorboard(run, tmp_path, capsys):
     events.Reload()
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(events.Tags()["scalars"]) == 5
+    assert len(events.Tags()["scalars"]) == len(Metrics._fields) - 1
     for name in events.Tags()["scalars"]:
         written = [(event.step, event.value) for event in events.Scalars(name)]
         assert written == [(int(row["epoch"]), pytest.approx(float(row[name]))) for row in rows]
@@ -303,8 +309,8 @@ class TwoHeads(nn.Module):
 
 
 def test_auxiliary_losses_weigh_three_tenths():
-    from tritonconv.nets.data import Dataset
     from tritonconv.nets.recipes import Recipe
+    from tritonconv.nets.training.data import Dataset
 
     model = TwoHeads()
     plain = [nn.Linear(4, 10) for _ in range(3)]

@@ -26,7 +26,7 @@ def test_recipe_is_the_published_one(name):
 
 
 def test_recipes_options_are_the_published_ones():
-    assert {"lenet", *PUBLISHED} == set(RECIPES)
+    assert {"lenet", "imagenet-resnet50", *PUBLISHED} == set(RECIPES)
     assert (RECIPES["d2l-lenet"].activation, RECIPES["d2l-lenet"].pool) == ("sigmoid", "avg")
     assert RECIPES["d2l-vgg11"].width_divisor == 4
     assert RECIPES["lenet"] == Recipe("lenet", "adam", 0.002, 64, 5, 28, "tanh", "avg")

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ._extras import demo_extra
-from ._files import replacing
-from .train import Metrics
+from .._extras import demo_extra
+from .._files import replacing
+from .metrics import Metrics
 
 with demo_extra():
     from matplotlib.figure import Figure

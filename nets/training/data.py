@@ -9,7 +9,7 @@ import http.client
 import math
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._extras import demo_extra
-from ._files import replacing
+from .._extras import demo_extra
+from .._files import replacing
+from .transforms import View
 
 # Where torchvision.datasets.FashionMNIST fetches them, with the md5 sums it publishes.
 MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -29,6 +30,11 @@ MD5 = {
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
 CLASSES = 10
+NO_CLASS = -1  # of an image that could not be read: it does not count
+DIGITS = tuple(map(str, range(CLASSES)))
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
+           "Bag", "Ankle boot")  # fmt: skip
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 class Split(NamedTuple):
@@ -36,38 +42,61 @@ class Split(NamedTuple):
     labels: Tensor  # [N], int64
     size: int | None = None  # of a batch's square images, if it is not that of the stored ones
 
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
     def to(self, device: torch.device, dtype: torch.dtype) -> "Split":
         return self._replace(images=self.images.to(device, dtype), labels=self.labels.to(device))
 
-    def batch(
-        self, index: Tensor, change: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Images and labels at index [B], the images changed, then resized: [B, C, size, size].
+    def resized(self, size: int) -> "Split":
+        return self._replace(size=size)
 
-        On a GPU the images are channels_last.
+    def batches(
+        self, index: Sequence[Tensor], augment: bool = False, draw: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels at each of index [B], changed, then resized: [B, C, size, size].
+
+        On a GPU the images are channels_last.  draw is for data whose changes are not drawn from
+        torch's generators, as a batch is asked for.
         """
-        index = index.to(self.images.device)
-        images = self.images[index]
-        if change is not None:
-            images = change(images)
-        if self.size not in (None, images.shape[-1]):
-            images = F.interpolate(images, size=self.size, mode="bilinear")
-        if images.is_cuda:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, self.labels[index]
+        place = self.images.device
+        for part in (
+            torch.cat(list(index)).to(place, non_blocking=True).split(list(map(len, index)))
+        ):
+            images = self.images[part]
+            if augment:
+                images = augmented(images)
+            if self.size not in (None, images.shape[-1]):
+                images = F.interpolate(images, size=self.size, mode="bilinear")
+            if images.is_cuda:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield images, self.labels[part]
+
+    def batch(self, index: Tensor, augment: bool = False) -> tuple[Tensor, Tensor]:
+        (batch,) = self.batches([index], augment)
+        return batch
 
 
 class Dataset(NamedTuple):
+    """What to learn from, and what to be tested with: Splits, or folder.Folders."""
+
     train: Split
     test: Split
+    classes: tuple[str, ...] = DIGITS
+    view: View = View()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Dataset":
         """The same data on a device, images in a dtype."""
-        return Dataset(self.train.to(device, dtype), self.test.to(device, dtype))
+        return self._replace(train=self.train.to(device, dtype), test=self.test.to(device, dtype))
 
     def resized(self, size: int) -> "Dataset":
         """The same data in batches of size x size images."""
-        return Dataset(self.train._replace(size=size), self.test._replace(size=size))
+        return self._replace(
+            train=self.train.resized(size),
+            test=self.test.resized(size),
+            view=self.view._replace(size=size),
+        )
 
 
 def augmented(images: Tensor) -> Tensor:
@@ -80,7 +109,8 @@ def augmented(images: Tensor) -> Tensor:
     top, left = torch.randint(2 * frame + 1, (2, N, 1))
     h, w = top + torch.arange(H), left + torch.arange(W)  # [N, H], [N, W]
     w = torch.where(torch.rand(N, 1) < 0.5, w.flip(1), w)
-    n, h, w = (i.to(images.device) for i in (torch.arange(N).view(N, 1, 1), h, w))
+    n = torch.arange(N).view(N, 1, 1)
+    n, h, w = (i.to(images.device, non_blocking=True) for i in (n, h, w))
     framed = F.pad(images, [frame] * 4)
     return framed[n, :, h.unsqueeze(2), w.unsqueeze(1)].permute(0, 3, 1, 2)
 
@@ -109,7 +139,7 @@ def fashion_mnist(folder: Path) -> Dataset:
     The four files may hold any number of images, and may be gzipped (.gz).  Raises OSError for a
     file that cannot be read, ValueError for one that is not what its name says.
     """
-    return Dataset(_split(_raw(folder), "train"), _split(_raw(folder), "t10k"))
+    return Dataset(_split(_raw(folder), "train"), _split(_raw(folder), "t10k"), FASHION)
 
 
 def cifar10(folder: Path) -> Dataset:
@@ -121,8 +151,9 @@ def cifar10(folder: Path) -> Dataset:
     files = [folder / "cifar-10-batches-bin" / f"data_batch_{i}.bin" for i in range(1, 6)]
     parts = [read_cifar10(path) for path in files]
     images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    test = read_cifar10(files[0].with_name("test_batch.bin"))
     return Dataset(
-        Split(images, labels), Split(*read_cifar10(files[0].with_name("test_batch.bin")))
+        Split(images, labels), Split(*test), CIFAR, View(32, 1.0, (0.0,) * 3, (1.0,) * 3)
     )
 
 
