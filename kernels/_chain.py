@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._common import apply, autocast_dtype, layout, nhwc
-from ._plan import Remembered, plannable, planned, signature, written
+from ._plan import plannable, planned, signature, written
+from ._remembered import Remembered
 from .batch_norm import NO_RESIDUAL, batch_norm
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad, conv2d_dgrad_fused, conv2d_dgrad_stats
@@ -154,7 +155,6 @@ class Chain:
         flat = [t for unit in tensors for t in unit]
         if self.of_batch or needs_gradient(x, residual, *flat):
             y, *stats = apply(name, ChainFunction, self, running, x, residual, *flat)
-            written(*running)
             return y, tuple(stats)
         (y,) = self.passed("infer", functools.partial(_infer, self), x, residual, *flat)
         return y, ()
@@ -543,13 +543,15 @@ def _forward_pass(chain: Chain, moved: int, *tensors: Tensor | None) -> tuple:
     The tensors: the input, the residual, so many that are running, and the units'.
     """
     x, residual, *tensors = tensors
-    running, given = chain.running(tensors[:moved]), _tensors(tensors[moved:])
+    moving, tensors = tensors[:moved], tensors[moved:]
+    running, given = chain.running(moving), _tensors(tensors)
     y, kept, outputs = x, [], []
     running = [of for _, of in _by_block(chain.blocks, running)]
     for (block, of), r in zip(_by_block(chain.blocks, _cast(given, x)), running, strict=True):
         y, of_block = _forward(block, y, residual, of, r)
         kept += of_block
         outputs.append(y)
+    written(*moving)
     kept = [
         t
         for k, g in zip(kept, given, strict=True)

@@ -20,12 +20,9 @@ from torch import Tensor
 from ._common import (
     Size,
     accumulator,
-    apply,
-    as_given,
     empty_in,
     empty_nhwc,
     flag,
-    images,
     index_type,
     integer,
     layout,
@@ -39,7 +36,8 @@ from ._common import (
 )
 from ._launch import launch
 from ._pool import SCHEMA as WINDOW_SCHEMA
-from ._pool import Window, covering_window, span_tile, store_span, window
+from ._pool import Window, as_applied, covering_window, span_tile, store_span, window
+from ._recall import Applied, recalled
 
 SCHEMA = f"{WINDOW_SCHEMA}, bool count_include_pad, int? divisor_override"
 
@@ -275,10 +273,10 @@ def avg_pool1d(
     )
 
 
+@recalled()
 def avg_pool(
     name, dims, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor=None
-) -> Tensor:
+) -> Applied:
     w = window(name, dims, input, kernel_size, stride, padding, 1, ceil_mode).of_images()
     geometry = (*w, flag(name, "count_include_pad", count_include_pad), divisor)
-    y = apply(name, AvgPool2dFunction, images(input, dims), geometry)
-    return as_given(y, dims, input)
+    return as_applied(AvgPool2dFunction, dims, input, (geometry,))

@@ -10,8 +10,18 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ._common import Size, apply, as_given, ints, public, require_at_least
-from ._conv import as_images, check_channels, fitted, formats, geometry, operands
+from ._common import Size, ints, public, require_at_least
+from ._conv import (
+    as_applied,
+    as_images,
+    check_channels,
+    depends_on,
+    fitted,
+    formats,
+    geometry,
+    operands,
+)
+from ._recall import Applied, recalled
 from .conv.geometry import Formats, Geometry
 from .conv2d import Conv2dDgradFunction
 
@@ -41,9 +51,10 @@ def conv_transpose2d(
     )  # fmt: skip
 
 
+@recalled(depends_on)
 def transposed_convolution(
     name, dims, input, weight, bias, stride, padding, output_padding, groups, dilation
-) -> Tensor:
+) -> Applied:
     """conv_transpose1d or conv_transpose2d, by the number of spatial axes."""
     given = operands(name, dims, input, weight, bias)
     extra = ints(name, "output_padding", output_padding, dims)
@@ -71,8 +82,8 @@ def transposed_convolution(
     x, w, b = as_images(*given, dims)
     of = formats(x, w)
     of = Formats(x=of.y, w=of.w, y=of.x)  # to conv2d this output is the input
-    y = apply(name, Conv2dDgradFunction, x, w, b, None, of, g)
-    return as_given(y, dims, input)
+    options = None, of, g
+    return as_applied(Conv2dDgradFunction, dims, (x, w, b), options, (input, weight, bias))
 
 
 def _check_output_padding(name: str, g: Geometry, extra: tuple[int, ...]) -> None:

@@ -6,12 +6,13 @@ Constructor, state_dict, repr, initialisation and pickling are torch's.
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
+from torch.overrides import has_torch_function_variadic
 
 from ._common import no_script
 from .adaptive_avg_pool2d import adaptive_avg_pool1d, adaptive_avg_pool2d
 from .adaptive_max_pool2d import adaptive_max_pool1d, adaptive_max_pool2d
 from .avg_pool2d import avg_pool1d, avg_pool2d
-from .batch_norm import batch_norm
+from .batch_norm import batch_norm, normalised
 from .conv1d import conv1d, conv_transpose1d
 from .conv2d import conv2d
 from .conv_transpose2d import conv_transpose2d
@@ -82,8 +83,18 @@ class _MaxPool(_Layer):
 class _BatchNorm(_Layer):
     def _run(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        *running, of_batch, momentum = self.statistics()
-        return batch_norm(input, *running, self.weight, self.bias, of_batch, momentum, self.eps)
+        if has_torch_function_variadic(input):  # who sees functions sees the public one
+            *running, of_batch, momentum = self.statistics()
+            return batch_norm(input, *running, self.weight, self.bias, of_batch, momentum, self.eps)
+        running = self.running_mean, self.running_var, None
+        momentum = self.momentum or 0.0
+        if self.training:
+            running = self.running
+            if running[2] is not None:
+                momentum = self.momentum
+        return normalised(
+            "batch_norm", input, *running, self.weight, self.bias, self.of_batch, momentum, self.eps
+        )
 
     def statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
         """Running mean and variance, whether to take the batch's instead, and the momentum.
