@@ -62,7 +62,7 @@ def as_applied(function: type, dims: int, used: tuple, options: tuple, given: tu
         prepare = functools.partial(_prepared, dims=dims, dtype=used[0].dtype)
     if rank != 4:
         finish = functools.partial(as_given, dims=dims, rank=rank)
-    return Applied(function, used, options, given, prepare, finish)
+    return Applied(function, used, options, prepare, finish)
 
 
 def operands(name: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> Operands:

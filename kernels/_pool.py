@@ -180,7 +180,7 @@ def as_applied(
         )
     elif rank != 4:
         finish = functools.partial(as_given, dims=dims, rank=rank)
-    return Applied(function, (x,), options, (input,), prepare, finish)
+    return Applied(function, (x,), options, prepare, finish)
 
 
 def _prepared(x: Tensor, dims: int) -> tuple[Tensor]:

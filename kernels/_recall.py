@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 from ._common import refuse_transforms
 from ._launch import BY_VALUE
-from ._plan import PLAIN, generation, plannable, planned, signature
+from ._plan import generation, plannable, planned, signature
 from ._remembered import Remembered
 
 MOST_PLANS = 16  # of a call: one forward, and a backward for each set of gradients wanted
@@ -35,42 +35,40 @@ class Applied(NamedTuple):
     function: type[Function]
     tensors: tuple[Tensor | None, ...]
     options: tuple
-    given: tuple[Tensor | None, ...]
     prepare: Callable | None = None
     finish: Callable | None = None
 
     def result(self, name: str) -> Any:
-        refuse_transforms(name, *self.given)
+        refuse_transforms(name, *self.tensors)
         results = self.function.apply(*self.tensors, *self.options)
         return results if self.finish is None else self.finish(results)
 
 
 def recalled(depends_on: Callable[[Tensor], tuple] | None = None) -> Callable:
-    """Makes an operator of what checks its arguments, all by position and the operator's name the
-    first, and gives what is Applied, or a result at once.
+    """Makes an operator, of its name, its tensors and its options, of what checks these and gives
+    what is Applied, or a result at once.
 
-    depends_on tells, by a tensor, what the steps depend on beside their arguments.
+    depends_on tells, by a tensor, what the steps depend on beside these.
     """
 
     def decorate(check: Callable) -> Callable:
         @functools.wraps(check)
-        def operator(*args):
+        def called(name, tensors, *options):
             key = None
-            if plannable() and (told := _told(args)) is not None:
-                tensors, key = told
+            if plannable() and (found := _told(tensors, options)) is not None:
                 state = (generation(),) if depends_on is None else depends_on(tensors[0])
-                key = check, torch.is_grad_enabled(), *key, *state
+                key = check, name, torch.is_grad_enabled(), *found, *state
                 call = _calls.get(key)
                 if call is not None:
                     return call(tensors)
-            applied = check(*args)
+            applied = check(name, tensors, *options)
             if not isinstance(applied, Applied):
                 return applied
-            if key is not None and (order := _order(applied.given, tensors)) is not None:
-                _calls.add(key, Call(applied, order, depends_on))
-            return applied.result(args[0])
+            if key is not None:
+                _calls.add(key, Call(applied, depends_on))
+            return applied.result(name)
 
-        return operator
+        return called
 
     return decorate
 
@@ -78,36 +76,24 @@ def recalled(depends_on: Callable[[Tensor], tuple] | None = None) -> Callable:
 _calls = Remembered(4096)
 
 
-def _told(args: tuple) -> tuple[list[Tensor], list] | None:
-    """The tensors among them, and all there is to tell of them and of the others; None where there
-    may be more to tell."""
-    tensors, options = [], []
-    for a in args:
-        kind = a.__class__
-        if kind in PLAIN:
-            tensors.append(a)
-            kind = a = Tensor
-        elif kind is tuple or kind is list:
-            kinds = tuple(map(type, a))
-            if not BY_VALUE.issuperset(kinds):
-                return None
-            a = *a, *kinds  # what is equal to an int, as True and 1.0 are, need not be one
-        elif kind not in BY_VALUE:
-            return None
-        options.append(kind)
-        options.append(a)
-    found = signature(tensors) if tensors else None
-    return None if found is None else (tensors, options + found)
-
-
-def _order(used: Sequence[Tensor | None], given: list[Tensor]) -> list[int | None] | None:
-    """Which of the given ones each of the used is; None unless all are used, and none given twice.
-
-    The value of one that is not used may have told something, as an option.
-    """
-    places = {id(t): i for i, t in enumerate(given)}
-    order = [None if t is None else places.get(id(t), -1) for t in used]
-    return order if set(order) - {None} == set(range(len(given))) else None
+def _told(tensors: tuple, options: tuple) -> list | None:
+    """All there is to tell of them; None where there may be more to tell."""
+    found = None if tensors[0] is None else signature(tensors)
+    if found is None:
+        return None
+    kinds = tuple(map(type, options))
+    if tuple in kinds or list in kinds:
+        flat = []
+        for option in options:
+            flat += option if option.__class__ in (tuple, list) else (option,)
+        inside = tuple(map(type, flat))
+        found += flat
+        found.append(inside)
+    else:
+        inside = kinds
+        found += options
+    found.append(kinds)  # what is equal to an int, as True and 1.0 are, need not be one
+    return found if BY_VALUE.issuperset(inside) else None
 
 
 class Context:
@@ -130,9 +116,8 @@ class Context:
 class Call:
     """What is the same in all calls of a signature, and the plans of their passes."""
 
-    def __init__(self, applied: Applied, order: Sequence[int | None], depends_on) -> None:
-        self.function, tensors, self.options, _, self.prepare, self.finish = applied
-        self.order = order if list(order) != list(range(len(order))) else None
+    def __init__(self, applied: Applied, depends_on: Callable | None) -> None:
+        self.function, tensors, self.options, self.prepare, self.finish = applied
         with_gradients = torch.is_grad_enabled()
         self.needs = tuple(with_gradients and t is not None and t.requires_grad for t in tensors)
         self.apply = _applying(self.function) if any(self.needs) else None
@@ -141,9 +126,7 @@ class Call:
         self.plans["forward"] = None  # it ran already
         self.context, self.outputs, self.marked = None, 1, ()
 
-    def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        if self.order is not None:
-            tensors = [None if i is None else tensors[i] for i in self.order]
+    def __call__(self, tensors: Sequence[Tensor | None]) -> Any:
         if self.prepare is not None:
             tensors = self.prepare(*tensors)
         if self.apply is not None:

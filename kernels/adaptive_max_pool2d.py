@@ -111,9 +111,8 @@ def _adaptive_max_pool2d(x, size, with_at):
     N, C, H, W = x.shape
     OH, OW = size
     y = empty_nhwc((N, C, OH, OW), x, layout(x))
-    at = x.new_empty(0, dtype=_at_dtype(H, W))
-    if with_at:
-        at = empty_nhwc(y.shape, x, dtype=at.dtype)
+    dtype = _at_dtype(H, W)
+    at = empty_nhwc(y.shape, x, dtype=dtype) if with_at else x.new_empty(0, dtype=dtype)
     H, W = as_row(H, W, OH, OW)
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
@@ -201,7 +200,7 @@ def adaptive_max_pool2d(
     (OH, OW); None in its place keeps input's size.  float32, float16, bfloat16 or float64.  Raises
     RuntimeError for shapes and sizes that do not fit, NotImplementedError for other dtypes.
     """
-    return adaptive_max_pool("adaptive_max_pool2d", 2, input, output_size, return_indices)
+    return adaptive_max_pool("adaptive_max_pool2d", (input,), 2, output_size, return_indices)
 
 
 @public
@@ -213,11 +212,12 @@ def adaptive_max_pool1d(
     input [N, C, L] or [C, L] -> [N, C, output_size] or [C, output_size]; indices are positions
     along L.  Otherwise as adaptive_max_pool2d.
     """
-    return adaptive_max_pool("adaptive_max_pool1d", 1, input, output_size, return_indices)
+    return adaptive_max_pool("adaptive_max_pool1d", (input,), 1, output_size, return_indices)
 
 
 @recalled()
-def adaptive_max_pool(name, dims, input, size, return_indices) -> Applied:
+def adaptive_max_pool(name, given, dims, size, return_indices) -> Applied:
+    (input,) = given
     check_pool_input(name, dims, input)
     size = output_size(name, dims, input, size)
     indices = Tensor.long if return_indices else None

@@ -250,7 +250,7 @@ def avg_pool2d(
                 f"{divisor_override}; pass None for the window's size"
             )
     return avg_pool(
-        "avg_pool2d", 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad,
+        "avg_pool2d", (input,), 2, kernel_size, stride, padding, ceil_mode, count_include_pad,
         divisor_override,
     )  # fmt: skip
 
@@ -269,14 +269,15 @@ def avg_pool1d(
     input [N, C, L] or [C, L] -> [N, C, OL] or [C, OL].  Otherwise as avg_pool2d.
     """
     return avg_pool(
-        "avg_pool1d", 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad
+        "avg_pool1d", (input,), 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None
     )
 
 
 @recalled()
 def avg_pool(
-    name, dims, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor=None
+    name, given, dims, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor
 ) -> Applied:
+    (input,) = given
     w = window(name, dims, input, kernel_size, stride, padding, 1, ceil_mode).of_images()
     geometry = (*w, flag(name, "count_include_pad", count_include_pad), divisor)
     return as_applied(AvgPool2dFunction, dims, input, (geometry,))

@@ -150,48 +150,44 @@ def batch_norm(
     others may be float32.  Raises ValueError for one value per channel in training, RuntimeError
     for what does not fit, NotImplementedError for other dtypes.
     """
-    return normalised(
-        "batch_norm", input, running_mean, running_var, None, weight, bias, training, momentum, eps
-    )
+    given = input, weight, bias, running_mean, running_var, None
+    return normalised("batch_norm", given, training, momentum, eps)
 
 
 @recalled()
-def normalised(
-    name, input, running_mean, running_var, batches, weight, bias, training, momentum, eps
-) -> Applied:
-    """batch_norm, which counts the batch in batches, if given, too: then momentum may be None for
-    the average of all batches."""
+def normalised(name, given, training, momentum, eps) -> Applied:
+    """batch_norm of input, weight, bias, running mean and variance.  In training it counts in the
+    number of batches, the last of the given, if that is given; then momentum may be None, for the
+    average of all batches."""
+    input, weight, bias, *running, batches = given
     check_tensor(name, "input", input, None)
     if input.dim() < 2:
         raise RuntimeError(
             f"{name}: input must be [N, C, ...], got shape {tuple(input.shape)}; unsqueeze it"
         )
-    counted, eps = batches is not None, real(name, "eps", eps)
-    if momentum is not None or not counted:
+    eps = real(name, "eps", eps)
+    if momentum is not None or batches is None:
         momentum = real(name, "momentum", momentum)
-    check_norm(name, input, input.shape, running_mean, running_var, weight, bias, training, eps)
+    check_norm(name, input, input.shape, *running, weight, bias, training, eps)
     x, prepare, finish = _as_images(input), None, None
-    how = eps, layout(input) if input.dim() == 4 else torch.contiguous_format
+    memory_format = layout(input) if input.dim() == 4 else torch.contiguous_format
     if x is not input:
-        prepare = _with_images
-        finish = functools.partial(reshaped, shape=input.shape)
-    running = running_mean, running_var
+        prepare, finish = _with_images, functools.partial(reshaped, shape=input.shape)
+    used, options = (x, *given[1:]), (eps, memory_format)
     if not training:
-        given, options = (x, weight, bias, *running, None), how
-    elif plannable() and signature((x, *running, batches)) is not None:
-        given, options = (x, weight, bias, *running, batches), (momentum, *how)
-        applied = (input, *given[1:])
-        return Applied(BatchNormOfBatchFunction, given, options, applied, prepare, finish)
-    else:
-        if counted:
-            batches.add_(1)
-            if momentum is None:
-                momentum = 1.0 / float(batches)
-        stats = batch_norm_stats(x.detach())
-        if x.numel() > 0:
-            move_running(*running, stats.unbind(), x.numel() // x.shape[1], momentum)
-        given, options = (x, weight, bias, None, None, stats), how
-    return Applied(BatchNormFunction, given, options, (input, *given[1:]), prepare, finish)
+        return Applied(BatchNormFunction, used, options, prepare, finish)
+    if plannable() and signature(used) is not None:
+        options = momentum, *options
+        return Applied(BatchNormOfBatchFunction, used, options, prepare, finish)
+    if batches is not None:
+        batches.add_(1)
+        if momentum is None:
+            momentum = 1.0 / float(batches)
+    stats = batch_norm_stats(x.detach())
+    if x.numel() > 0:
+        move_running(*running, stats.unbind(), x.numel() // x.shape[1], momentum)
+    used = x, weight, bias, None, None, stats
+    return Applied(BatchNormFunction, used, options, prepare, finish)
 
 
 def _with_images(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -126,23 +126,23 @@ def conv2d(
     may be 'valid' or, at stride 1, 'same'.  Raises RuntimeError for shapes, dtypes or options that
     do not fit, NotImplementedError for other dtypes.
     """
-    return convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+    given = input, weight, bias
+    return convolution("conv2d", given, 2, stride, padding, dilation, groups)
 
 
 @recalled(depends_on)
-def convolution(
-    name, dims, input, weight, bias, stride, padding, dilation, groups
-) -> Applied | Tensor:
+def convolution(name, given, dims, stride, padding, dilation, groups) -> Applied | Tensor:
     """conv1d or conv2d, by the number of spatial axes."""
-    given = operands(name, dims, input, weight, bias)
+    input, weight, _ = given
+    used = operands(name, dims, *given)
     g = geometry(name, weight.shape[2:], stride, padding, dilation, groups)
-    check_channels(name, given, weight.shape[1] * g.groups, weight.shape[0], g.groups)
+    check_channels(name, used, weight.shape[1] * g.groups, weight.shape[0], g.groups)
     g = fitted(name, input.shape[-dims:], weight.shape[2:], g).of_images()
-    x, w, b = as_images(*given, dims)
+    x, w, b = as_images(*used, dims)
     if x.shape[1] == 0:
         return as_given(_nothing(x, w, b, g), dims, input.dim())
     options = formats(x, w), g
-    return as_applied(Conv2dFunction, dims, (x, w, b), options, (input, weight, bias))
+    return as_applied(Conv2dFunction, dims, (x, w, b), options, given)
 
 
 def _nothing(x, w, bias, g) -> Tensor:

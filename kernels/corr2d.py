@@ -83,11 +83,12 @@ def corr2d(x: Tensor, k: Tensor) -> Tensor:
     float32, float16, bfloat16 or float64, both the same.  Raises RuntimeError for other ranks,
     mixed dtypes or devices, and a kernel larger than x (Dive into Deep Learning, section 7.2).
     """
-    return _corr2d_of("corr2d", x, k)
+    return _corr2d_of("corr2d", (x, k))
 
 
 @recalled()
-def _corr2d_of(name, x, k) -> Applied:
+def _corr2d_of(name, given) -> Applied:
+    x, k = given
     check_tensor(name, "x", x, (2,))
     check_tensor(name, "k", k, (2,))
     if x.dtype != k.dtype or x.device != k.device:
@@ -100,4 +101,4 @@ def _corr2d_of(name, x, k) -> Applied:
             f"{name}: k must be non-empty and no larger than x, got k {tuple(k.shape)} for "
             f"x {tuple(x.shape)}"
         )
-    return Applied(Corr2dFunction, (x, k), ((0, 0),), (x, k))
+    return Applied(Corr2dFunction, given, ((0, 0),))

@@ -174,9 +174,8 @@ def _fake(x, with_tap, *geometry):
 def _max_pool2d(x, with_tap, *geometry):
     w = Window(*geometry)
     y = empty_nhwc(w.y_shape(x.shape), x, layout(x))
-    tap = x.new_empty(0, dtype=_tap_dtype(w))
-    if with_tap:
-        tap = empty_nhwc(y.shape, x, dtype=tap.dtype)
+    dtype = _tap_dtype(w)
+    tap = empty_nhwc(y.shape, x, dtype=dtype) if with_tap else x.new_empty(0, dtype=dtype)
     N, C, OH, OW = y.shape
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
@@ -309,7 +308,7 @@ def max_pool2d(
     other dtypes.
     """
     return max_pool(
-        "max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        "max_pool2d", (input,), 2, kernel_size, stride, padding, dilation, ceil_mode, return_indices
     )
 
 
@@ -329,14 +328,15 @@ def max_pool1d(
     max_pool2d.
     """
     return max_pool(
-        "max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        "max_pool1d", (input,), 1, kernel_size, stride, padding, dilation, ceil_mode, return_indices
     )
 
 
 @recalled()
 def max_pool(
-    name, dims, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+    name, given, dims, kernel_size, stride, padding, dilation, ceil_mode, return_indices
 ) -> Applied:
+    (input,) = given
     w = window(name, dims, input, kernel_size, stride, padding, dilation, ceil_mode).of_images()
     indices = None
     if return_indices:

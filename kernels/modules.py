@@ -86,15 +86,10 @@ class _BatchNorm(_Layer):
         if has_torch_function_variadic(input):  # who sees functions sees the public one
             *running, of_batch, momentum = self.statistics()
             return batch_norm(input, *running, self.weight, self.bias, of_batch, momentum, self.eps)
-        running = self.running_mean, self.running_var, None
-        momentum = self.momentum or 0.0
-        if self.training:
-            running = self.running
-            if running[2] is not None:
-                momentum = self.momentum
-        return normalised(
-            "batch_norm", input, *running, self.weight, self.bias, self.of_batch, momentum, self.eps
-        )
+        running = self.running if self.training else (self.running_mean, self.running_var, None)
+        momentum = 0.0 if running[2] is None and self.momentum is None else self.momentum
+        given = input, self.weight, self.bias, *running
+        return normalised("batch_norm", given, self.of_batch, momentum, self.eps)
 
     def statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
         """Running mean and variance, whether to take the batch's instead, and the momentum.
