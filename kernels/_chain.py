@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._common import apply, autocast_dtype, layout, nhwc
-from ._plan import plannable, planned, signature, written
+from ._plan import plannable, planned, written
 from ._remembered import Remembered
+from ._signature import signature
 from .batch_norm import NO_RESIDUAL, batch_norm
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad, conv2d_dgrad_fused, conv2d_dgrad_stats
@@ -188,11 +189,11 @@ def remembered(key: tuple | None, make: Callable[[], Chain | None]) -> Chain | N
 
 def chain_key(options: tuple, x: Tensor, *others: Tensor | None) -> tuple | None:
     """All that a chain of these options and tensors, and its passes, depend on; None if on more."""
-    found = signature((x, *others))
+    found = signature(x.shape, (x, *others))
     if found is None:
         return None
     cast = autocast_dtype(x.device.type)
-    key = *options, *found, *depends_on(x), cast, torch.is_grad_enabled()
+    key = *options, found, *depends_on(x), cast, torch.is_grad_enabled()
     try:
         hash(key)
     except TypeError:  # an option that is a list, say
@@ -528,9 +529,9 @@ class ChainFunction(torch.autograd.Function):
             return None, None, *_differentiable(chain, needs, dy, *ctx.saved_tensors)
         function = functools.partial(_backward_pass, chain, needs, ctx.residual_format)
         tensors = dy, *ctx.saved_tensors
-        key = None if chain.plans is None else signature(tensors)
+        key = None if chain.plans is None else signature(chain, tensors)
         if key is not None:
-            key = needs, *key, *depends_on(dy)
+            key = needs, key, *depends_on(dy)
         return None, None, *chain.passed(key, function, *tensors)
 
 

@@ -20,7 +20,8 @@ from torch.autograd import _profiler_enabled, forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._launch import INTERPRETED, INTERPRETED_BLOCK, watched
-from ._plan import PLAIN, plannable
+from ._plan import plannable
+from ._signature import PLAIN
 
 Size = int | Sequence[int]  # one for all spatial axes, or one each
 

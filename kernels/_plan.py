@@ -25,16 +25,14 @@ from torch._C import (
 )
 from torch.autograd import _profiler_enabled, forward_ad
 from torch.compiler import is_dynamo_compiling
-from torch.nn import Parameter
 
-from ._launch import ALIGNED, INTERPRETED, recorded, stream_of, watching
+from ._launch import INTERPRETED, recorded, stream_of, watching
 from ._record import Recorder, UnplannableError
 from ._remembered import Remembered
 from ._sharing import sharing_memory
 from ._steps import Start, at, last_uses, take
 from ._straight import c_form, straight
 
-PLAIN = {Tensor, Parameter}  # other types of tensors may have symbolic shapes, or none
 PRE_DISPATCH = DispatchKey.PreDispatch
 
 
@@ -73,25 +71,6 @@ class Plan:
 def writes(step: Any) -> Iterable[int]:
     """The slots of what kernels write: torch tells autograd of what it writes itself."""
     return (place.slot for place in step.outs) if isinstance(step, Start) else ()
-
-
-def signature(tensors: Iterable[Tensor | None]) -> list | None:
-    """All of tensors that steps may depend on; None where they may depend on more."""
-    found: list = []
-    try:
-        for t in tensors:
-            if t is None:
-                found.append(None)
-                continue
-            pointer = t.data_ptr() if t.__class__ in PLAIN else 0
-            if pointer == 0 or t.is_neg():
-                return None
-            found += (
-                pointer % ALIGNED, t.dtype, t.shape, t.stride(), t.get_device(), t.requires_grad,
-            )  # fmt: skip
-    except RuntimeError:  # sparse, or nested: of no memory or no shape
-        return None
-    return found
 
 
 def plannable() -> bool:

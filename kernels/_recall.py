@@ -18,8 +18,9 @@ from torch.autograd import Function
 
 from ._common import refuse_transforms
 from ._launch import BY_VALUE
-from ._plan import generation, plannable, planned, signature
+from ._plan import generation, plannable, planned
 from ._remembered import Remembered
+from ._signature import PLAIN, signature
 
 MOST_PLANS = 16  # of a call: one forward, and a backward for each set of gradients wanted
 
@@ -55,9 +56,9 @@ def recalled(depends_on: Callable[[Tensor], tuple] | None = None) -> Callable:
         @functools.wraps(check)
         def called(name, tensors, *options):
             key = None
-            if plannable() and (found := _told(tensors, options)) is not None:
+            if plannable() and (told := _told(check, tensors, options)) is not None:
                 state = (generation(),) if depends_on is None else depends_on(tensors[0])
-                key = check, name, torch.is_grad_enabled(), *found, *state
+                key = check, name, torch.is_grad_enabled(), *told, *state
                 call = _calls.get(key)
                 if call is not None:
                     return call(tensors)
@@ -76,24 +77,25 @@ def recalled(depends_on: Callable[[Tensor], tuple] | None = None) -> Callable:
 _calls = Remembered(4096)
 
 
-def _told(tensors: tuple, options: tuple) -> list | None:
+def _told(check: Callable, tensors: tuple, options: tuple) -> tuple | None:
     """All there is to tell of them; None where there may be more to tell."""
-    found = None if tensors[0] is None else signature(tensors)
+    x = tensors[0]
+    if x.__class__ not in PLAIN:
+        return None
+    try:
+        found = signature((check, x.shape), tensors)
+    except RuntimeError:  # of a nested tensor
+        return None
     if found is None:
         return None
-    kinds = tuple(map(type, options))
+    kinds = inside = tuple(map(type, options))
     if tuple in kinds or list in kinds:
         flat = []
         for option in options:
             flat += option if option.__class__ in (tuple, list) else (option,)
-        inside = tuple(map(type, flat))
-        found += flat
-        found.append(inside)
-    else:
-        inside = kinds
-        found += options
-    found.append(kinds)  # what is equal to an int, as True and 1.0 are, need not be one
-    return found if BY_VALUE.issuperset(inside) else None
+        options, inside = flat, tuple(map(type, flat))
+    # what is equal to an int, as True and 1.0 are, need not be one
+    return (found, kinds, inside, *options) if BY_VALUE.issuperset(inside) else None
 
 
 class Context:
@@ -152,11 +154,11 @@ class Call:
     def backward(self, needs: tuple[bool, ...], tensors: Sequence[Tensor | None]) -> tuple:
         """The gradients of the Function's tensors, from those of its results and what it saved."""
         if tensors[0] is not None and not torch.is_grad_enabled() and plannable():
-            found = signature(tensors)
+            found = signature(self, tensors)
             if found is not None:
                 state = () if self.depends_on is None else self.depends_on(tensors[0])
                 function = functools.partial(self.gradients, needs)
-                return planned(self.plans, (needs, *found, *state), function, tensors)
+                return planned(self.plans, (needs, found, *state), function, tensors)
         return self.gradients(needs, *tensors)
 
     def gradients(self, needs: tuple[bool, ...], *tensors: Tensor | None) -> tuple:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ._common import check_tensor, flag, layout, public, real, reshaped
-from ._plan import plannable, signature, written
+from ._plan import plannable, written
 from ._recall import Applied, recalled
+from ._signature import signature
 from ._split import sum_dtype
 from .norm.backward import batch_norm_bwd, batch_norm_sums
 from .norm.normalise import batch_norm as normalise
@@ -176,7 +177,7 @@ def normalised(name, given, training, momentum, eps) -> Applied:
     used, options = (x, *given[1:]), (eps, memory_format)
     if not training:
         return Applied(BatchNormFunction, used, options, prepare, finish)
-    if plannable() and signature(used) is not None:
+    if plannable() and signature(normalised, used) is not None:
         options = momentum, *options
         return Applied(BatchNormOfBatchFunction, used, options, prepare, finish)
     if batches is not None:
