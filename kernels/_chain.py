@@ -192,7 +192,7 @@ def chain_key(options: tuple, x: Tensor, *others: Tensor | None) -> tuple | None
     found = signature(x.shape, (x, *others))
     if found is None:
         return None
-    cast = autocast_dtype(x.device.type)
+    cast = autocast_dtype(x)
     key = *options, found, *depends_on(x), cast, torch.is_grad_enabled()
     try:
         hash(key)

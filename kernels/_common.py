@@ -226,7 +226,7 @@ def check_tensor(name: str, argument: str, x: Tensor, dims: tuple[int, ...] | No
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in autocast's dtype, where it is on; float64 stays, as with torch's operators."""
-    dtype = autocast_dtype(tensors[0].device.type)
+    dtype = autocast_dtype(tensors[0])
     if dtype is None:
         return list(tensors)
     return [
@@ -234,9 +234,10 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-def autocast_dtype(device: str) -> torch.dtype | None:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
     # what has autocast, by name: torch 2.11 cannot trace the question which device has it
-    if device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
+    device = "cuda" if x.is_cuda else "cpu"
+    if not (x.is_cuda or x.is_cpu) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

@@ -48,7 +48,7 @@ def as_images(
 
 def depends_on(x: Tensor) -> tuple:
     """What a convolution depends on beside its arguments."""
-    return *dispatch.depends_on(x), autocast_dtype(x.device.type)
+    return *dispatch.depends_on(x), autocast_dtype(x)
 
 
 def _prepared(x: Tensor, w: Tensor, bias: Tensor | None, dims: int, dtype: torch.dtype) -> tuple:

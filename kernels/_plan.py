@@ -89,8 +89,11 @@ def plannable() -> bool:
 
 def written(*tensors: Tensor | None) -> None:
     """Tells autograd, which knows nothing of kernels, that these are not what they were."""
-    known = [t for t in tensors if t is not None and not t.is_inference()]
-    if known:
+    known = [t for t in tensors if t is not None]
+    try:
+        torch.autograd.graph.increment_version(known)
+    except RuntimeError:  # some are of inference mode, and have none
+        known = [t for t in known if not t.is_inference()]
         torch.autograd.graph.increment_version(known)
 
 

@@ -18,6 +18,7 @@ def straight(plan) -> Callable:
     names: dict[str, Any] = {"viewed": viewed}
     bound: dict[int, str] = {}
     lines, pointers = [], set()
+    matrices: dict[int, tuple[int]] = {}  # the size of a row, by slot
 
     def name(value: Any) -> str:
         if value is None or value.__class__ in (int, bool, str):
@@ -35,6 +36,9 @@ def straight(plan) -> Callable:
         t = f"t{place.slot}"
         if place.view is None:
             return t
+        size, strides, offset, *_ = place.view
+        if matrices.get(place.slot) == size and strides == (1,) and offset % size[0] == 0:
+            return f"{t}[{offset // size[0]}]"
         how = (name(v) if isinstance(v, torch.dtype) else repr(v) for v in place.view)
         return f"viewed({t}, {', '.join(how)})"
 
@@ -56,6 +60,8 @@ def straight(plan) -> Callable:
     for step, left in zip(plan.steps, plan.left, strict=True):
         if isinstance(step, Allocate):
             slot, size, strides, dtype, device = step
+            if len(size) == 2 and strides == (size[1], 1):
+                matrices[slot] = size[1:]
             allocate, how = torch.empty_strided, f", device={name(device)}"
             if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
                 allocate, how = EMPTY_STRIDED, ""  # on the current device; memory is not filled
@@ -66,7 +72,8 @@ def straight(plan) -> Callable:
             given += [f"{key}={expression(value)}" for key, value in step.kwargs.items()]
             made = "".join(f"t{slot}, " for slot in step.slots)
             made = f"{made.removesuffix(', ')} = " if len(step.slots) == 1 else made and f"{made}= "
-            lines.append(f"{made}{name(step.function)}({', '.join(given)})")
+            function = BINDINGS.get(step.function, step.function)
+            lines.append(f"{made}{name(function)}({', '.join(given)})")
         else:
             prepared = step.prepared
             launcher, form = c_launcher(prepared) or (prepared.run, RUN)
@@ -99,6 +106,11 @@ def straight(plan) -> Callable:
 
 # what Inductor's code allocates with, in half of empty_strided's time
 EMPTY_STRIDED = torch._C._dynamo.guards._empty_strided_cuda
+# ops whose own bindings take half as long
+BINDINGS = {
+    torch.ops.aten._foreach_copy_.default: torch._foreach_copy_,
+    torch.ops.aten.clone.default: torch.clone,
+}
 
 RUN = "{programs}, 1, 1, stream, {function}, {metadata}, None, None, None, {given}"
 

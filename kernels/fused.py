@@ -32,7 +32,7 @@ from ._split import sum_dtype
 from .batch_norm import move_running
 from .conv_bn_relu import check_activation
 from .conv_transpose2d import leading_back
-from .modules import BatchNorm2d, Conv2d
+from .modules import BatchNorm2d, Conv2d, held
 
 
 class UnitOf(NamedTuple):
@@ -134,10 +134,12 @@ def _options(of: UnitOf, modules: Sequence[nn.Module]) -> tuple:
 def _tensors(of: UnitOf, modules: Sequence[nn.Module]) -> Tensors:
     conv = modules[of.conv]
     if of.norm is None:
-        return Tensors(conv.weight, conv.bias)
+        return Tensors(held(conv, "weight"), held(conv, "bias"))
     norm = modules[of.norm]
-    running = (None, None) if norm.of_batch else (norm.running_mean, norm.running_var)
-    return Tensors(conv.weight, conv.bias, norm.weight, norm.bias, *running)
+    of_norm = ["weight", "bias"] + ([] if norm.of_batch else ["running_mean", "running_var"])
+    return Tensors(
+        held(conv, "weight"), held(conv, "bias"), *(held(norm, name) for name in of_norm)
+    )
 
 
 def _blocks(
@@ -203,7 +205,7 @@ def _shape(unit: Unit, t: Tensors, x: Tensor, x_shape: Sequence[int]) -> list[in
     if x_shape[1] != (channels if unit.size is None else t.w.shape[0]):
         return None
     shape = list(unit.y_shape(x_shape, t.w.shape))
-    vectors, cast = [v for v in t[2:] if v is not None], autocast_dtype(x.device.type)
+    vectors, cast = [v for v in t[2:] if v is not None], autocast_dtype(x)
     dtypes = {v.dtype for v in vectors}
     fits = (
         min(shape) > 0
