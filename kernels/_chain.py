@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from ._common import apply, autocast_dtype, layout, nhwc
-from ._plan import Remembered, plannable, planned, signature, written
+from ._plan import plannable, planned, written
+from ._remembered import Remembered
+from ._signature import signature
 from .batch_norm import NO_RESIDUAL, batch_norm
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad, conv2d_dgrad_fused, conv2d_dgrad_stats
@@ -181,7 +183,6 @@ class Chain:
         flat = [t for unit in tensors for t in unit]
         if self.of_batch or needs_gradient(x, residual, *flat):
             y, *stats = apply(name, ChainFunction, self, running, x, residual, *flat)
-            written(*running)
             return activate(y, self.behind), tuple(stats)
         (y,) = self.passed("infer", functools.partial(_infer, self), x, residual, *flat)
         return y, ()
@@ -215,11 +216,11 @@ def remembered(key: tuple | None, make: Callable[[], Chain | None]) -> Chain | N
 
 def chain_key(options: tuple, x: Tensor, *others: Tensor | None) -> tuple | None:
     """All that a chain of these options and tensors, and its passes, depend on; None if on more."""
-    found = signature((x, *others))
+    found = signature(x.shape, (x, *others))
     if found is None:
         return None
-    cast = autocast_dtype(x.device.type)
-    key = *options, *found, *depends_on(x), cast, torch.is_grad_enabled()
+    cast = autocast_dtype(x)
+    key = *options, found, *depends_on(x), cast, torch.is_grad_enabled()
     try:
         hash(key)
     except TypeError:  # an option that is a list, say
@@ -605,9 +606,9 @@ class ChainFunction(torch.autograd.Function):
             return None, None, *_differentiable(chain, needs, dy, *ctx.saved_tensors)
         function = functools.partial(_backward_pass, chain, needs, ctx.residual_format)
         tensors = dy, *ctx.saved_tensors
-        key = None if chain.plans is None else signature(tensors)
+        key = None if chain.plans is None else signature(chain, tensors)
         if key is not None:
-            key = needs, *key, *depends_on(dy)
+            key = needs, key, *depends_on(dy)
         return None, None, *chain.passed(key, function, *tensors)
 
 
@@ -620,13 +621,15 @@ def _forward_pass(chain: Chain, moved: int, *tensors: Tensor | None) -> tuple:
     The tensors: the input, the residual, so many that are running, and the units'.
     """
     x, residual, *tensors = tensors
-    running, given = chain.running(tensors[:moved]), _tensors(tensors[moved:])
+    moving, tensors = tensors[:moved], tensors[moved:]
+    running, given = chain.running(moving), _tensors(tensors)
     y, kept, outputs = x, [], []
     running = [of for _, of in _by_block(chain.blocks, running)]
     for (block, of), r in zip(_by_block(chain.blocks, _cast(given, x)), running, strict=True):
         y, of_block = _forward(block, y, residual, of, r)
         kept += of_block
         outputs.append(y)
+    written(*moving)
     kept = [
         t
         for k, g in zip(kept, given, strict=True)

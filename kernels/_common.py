@@ -20,7 +20,8 @@ from torch.autograd import _profiler_enabled, forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._launch import INTERPRETED, INTERPRETED_BLOCK, watched
-from ._plan import PLAIN, plannable, signature, with_plans
+from ._plan import plannable
+from ._signature import PLAIN
 
 Size = int | Sequence[int]  # one for all spatial axes, or one each
 
@@ -34,16 +35,14 @@ LONGEST = 2**31 - 2**20
 WIDE_FROM = 2**30
 
 
-def op(schema: str, fake: Callable, depends_on: Callable | None = None) -> Callable:
+def op(schema: str, fake: Callable) -> Callable:
     """Registers the decorated launcher as an opaque private op; `fake` allocates its result.
 
-    What it gives calls the op, or the launcher itself where the op would do no more: torch's
-    dispatcher costs twice as much as the rest of a call.  Then the launcher has plans; depends_on
-    tells, by the first tensor, what its steps depend on beside its arguments.
+    What it gives calls the op, or the launcher itself where the op would do no more.
     """
 
     def register(launcher: Callable) -> Callable:
-        name, by_plan = schema.split("(")[0], with_plans(launcher, depends_on)
+        name = schema.split("(")[0]
 
         def dispatched(*args):
             # the dispatcher makes lists of them: a launcher sees the same from either side
@@ -64,10 +63,6 @@ def op(schema: str, fake: Callable, depends_on: Callable | None = None) -> Calla
                 return registered(*args)
             if _is_tracing():
                 return traced(*args)
-            if plannable():
-                tensors = [a for a in args if isinstance(a, Tensor)]
-                found = signature(tensors)
-                return registered(*args) if found is None else by_plan(args, found, tensors)
             return launcher(*args) if _unobserved(args) else registered(*args)
 
         return call
@@ -91,6 +86,8 @@ def _unobserved(args: tuple) -> bool:
 
 def apply(name: str, function: type[torch.autograd.Function], *args: Any) -> Any:
     """function.apply(*args), for a public operator called `name`."""
+    if plannable():  # past what Function.apply does for transforms
+        return super(torch.autograd.Function, function).apply(*args)
     refuse_transforms(name, *args)
     return function.apply(*args)
 
@@ -229,7 +226,7 @@ def check_tensor(name: str, argument: str, x: Tensor, dims: tuple[int, ...] | No
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in autocast's dtype, where it is on; float64 stays, as with torch's operators."""
-    dtype = autocast_dtype(tensors[0].device.type)
+    dtype = autocast_dtype(tensors[0])
     if dtype is None:
         return list(tensors)
     return [
@@ -237,9 +234,10 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-def autocast_dtype(device: str) -> torch.dtype | None:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
     # what has autocast, by name: torch 2.11 cannot trace the question which device has it
-    if device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
+    device = "cuda" if x.is_cuda else "cpu"
+    if not (x.is_cuda or x.is_cpu) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
@@ -250,10 +248,9 @@ def images(x: Tensor, dims: int) -> Tensor:
     return x if dims == 2 else x.unsqueeze(-2)
 
 
-def as_given(y: Tensor, dims: int, x: Tensor) -> Tensor:
-    """What came of images(x, dims), in x's form."""
-    batch = y.shape[: x.dim() - dims - 1]
-    return reshaped(y, (*batch, y.shape[1], *y.shape[4 - dims :]))
+def as_given(y: Tensor, dims: int, rank: int) -> Tensor:
+    """What came of images(x, dims), in the form of an x of that rank."""
+    return reshaped(y, (*y.shape[: rank - dims - 1], y.shape[1], *y.shape[4 - dims :]))
 
 
 def reshaped(y: Tensor, shape: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 A convolution along one axis is one of images with a single row.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ._common import (
-    PLAIN,
     Size,
+    as_given,
     autocast,
+    autocast_dtype,
     check_tensor,
     images,
     integer,
@@ -22,6 +24,8 @@ from ._common import (
     require_at_least,
     steps,
 )
+from ._recall import Applied
+from .conv import dispatch
 from .conv.geometry import Formats, Geometry
 
 
@@ -42,41 +46,23 @@ def as_images(
     return images(x.contiguous(), 1), w.unsqueeze(-2), bias
 
 
-Found = tuple[Formats, Geometry]
-
-MOST_REMEMBERED = 4096
-
-# what convolutions were found to be, by their signatures: checking costs more than a launch
-_remembered: dict[tuple, Found] = {}
+def depends_on(x: Tensor) -> tuple:
+    """What a convolution depends on beside its arguments."""
+    return *dispatch.depends_on(x), autocast_dtype(x)
 
 
-def recalled(
-    name: str, x: Tensor, w: Tensor, b: Tensor | None, options: tuple
-) -> tuple[tuple | None, Found | None]:
-    """All that a convolution's checks depend on, if it is to be remembered, and what they found."""
-    if torch.compiler.is_compiling():
-        return None, None
-    for t in (x, w) if b is None else (x, w, b):
-        if type(t) not in PLAIN or t.layout is not torch.strided:
-            return None, None  # sparse, or with symbolic shapes
-    if not (x.is_cuda or x.is_cpu) or torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu"):
-        return None, None
-    for option in options:  # what is equal to an int, as True and 1.0 are, need not be one
-        kinds = map(type, option) if type(option) is tuple else (type(option),)
-        if any(kind is not int and kind is not str for kind in kinds):
-            return None, None
-    of_x = x.shape, x.stride(), x.dtype, x.device
-    of_w = w.shape, w.stride(), w.dtype, w.device
-    of_b = None if b is None else (b.shape, b.dtype, b.device)
-    key = name, of_x, of_w, of_b, options
-    return key, _remembered.get(key)
+def _prepared(x: Tensor, w: Tensor, bias: Tensor | None, dims: int, dtype: torch.dtype) -> tuple:
+    return as_images(*(t if t is None else t.to(dtype) for t in (x, w, bias)), dims)
 
 
-def remember(key: tuple | None, found: Found) -> None:
-    if key is not None:
-        if len(_remembered) >= MOST_REMEMBERED:
-            _remembered.clear()
-        _remembered[key] = found
+def as_applied(function: type, dims: int, used: tuple, options: tuple, given: tuple) -> Applied:
+    """function of used, which are as_images(operands(*given)), of the number of spatial axes."""
+    rank, prepare, finish = given[0].dim(), None, None
+    if any(t is not g for t, g in zip(used, given, strict=True)):
+        prepare = functools.partial(_prepared, dims=dims, dtype=used[0].dtype)
+    if rank != 4:
+        finish = functools.partial(as_given, dims=dims, rank=rank)
+    return Applied(function, used, options, prepare, finish)
 
 
 def operands(name: str, dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> Operands:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.knobs import compilation, runtime
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import _interpreter
@@ -87,9 +88,7 @@ def run(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict
     _run(kernel, programs, args, outs, meta)
 
 
-def recorded() -> bool:
-    """Whether launches of this context are recorded instead of run."""
-    return _record.get() is not None
+recorded = _record.get  # who records launches of this context instead of running them, if anybody
 
 
 def _run_on_gpu(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict) -> None:
@@ -138,18 +137,15 @@ def stream_of(index: int) -> int | None:
 
     That is where another GPU is current, or where somebody hooks, debugs or instruments launches.
     """
-    if index < 0:
+    if index < 0 or index != torch._C._cuda_getDevice():
         return None
-    driver = triton.runtime.driver.active
-    if index != driver.get_current_device():
-        return None
-    runtime, compilation = triton.knobs.runtime, triton.knobs.compilation
-    hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
-    if any(getattr(hook, "calls", hook) for hook in hooks):  # a chain of hooks, or one in its place
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    # a chain of hooks, or one in its place
+    if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
         return None
     if runtime.debug or runtime.add_stages_inspection_hook or compilation.instrumentation_mode:
         return None
-    return driver.get_current_stream(index)
+    return torch._C._cuda_getCurrentRawStream(index)
 
 
 MOST_PREPARED = 4096  # launches: a ResNet-50's training step makes 200 different ones

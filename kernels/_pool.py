@@ -3,7 +3,8 @@
 Pooling along one axis is pooling of images with a single row.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from math import gcd, prod
 from typing import NamedTuple
 
@@ -12,7 +13,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import Size, check_tensor, flag, ints, pixel_tile, require_at_least, steps
+from ._common import (
+    Size,
+    as_given,
+    check_tensor,
+    flag,
+    images,
+    ints,
+    layout,
+    leave,
+    pixel_tile,
+    require_at_least,
+    steps,
+)
+from ._recall import Applied
 
 Ints = tuple[int, ...]
 
@@ -150,6 +164,35 @@ def with_winner(x: Tensor, return_indices: bool) -> bool:
     with the mode it is made in, a trace."""
     needs_gradient = torch.is_grad_enabled() and x.requires_grad
     return bool(return_indices) or needs_gradient or torch.jit.is_tracing()
+
+
+def as_applied(
+    function: type, dims: int, input: Tensor, options: tuple, indices: Callable | None = None
+) -> Applied:
+    """function of images(input, dims); indices makes int64 of what tells where maxima lie, where
+    the function gives that, too."""
+    x, rank, prepare, finish = images(input, dims), input.dim(), None, None
+    if x is not input:
+        prepare = functools.partial(_prepared, dims=dims)
+    if indices is not None:
+        finish = functools.partial(
+            _with_indices, indices=indices, memory_format=layout(x), dims=dims, rank=rank
+        )
+    elif rank != 4:
+        finish = functools.partial(as_given, dims=dims, rank=rank)
+    return Applied(function, (x,), options, prepare, finish)
+
+
+def _prepared(x: Tensor, dims: int) -> tuple[Tensor]:
+    return (images(x, dims),)
+
+
+def _with_indices(
+    results, indices: Callable, memory_format: torch.memory_format, dims: int, rank: int
+) -> tuple[Tensor, Tensor]:
+    y, found = results
+    found = leave(indices(found), memory_format)
+    return as_given(y, dims, rank), as_given(found, dims, rank)
 
 
 def longest(size: int, out: int) -> int:

@@ -17,11 +17,8 @@ from torch import Tensor
 
 from ._common import (
     accumulator,
-    apply,
-    as_given,
     empty_in,
     empty_nhwc,
-    images,
     index_type,
     layout,
     leave,
@@ -33,7 +30,8 @@ from ._common import (
     units,
 )
 from ._launch import launch
-from ._pool import as_row, bounds, check_pool_input, longest, output_size
+from ._pool import as_applied, as_row, bounds, check_pool_input, longest, output_size
+from ._recall import Applied, recalled
 
 
 @triton.jit
@@ -150,7 +148,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) 
     bfloat16 or float64.  Raises RuntimeError for shapes and sizes that do not fit,
     NotImplementedError for other dtypes.
     """
-    return adaptive_avg_pool("adaptive_avg_pool2d", 2, input, output_size)
+    return adaptive_avg_pool("adaptive_avg_pool2d", (input,), 2, output_size)
 
 
 @public
@@ -160,11 +158,12 @@ def adaptive_avg_pool1d(input: Tensor, output_size: int | Sequence[int]) -> Tens
     input [N, C, L] or [C, L] -> [N, C, output_size] or [C, output_size].  Otherwise as
     adaptive_avg_pool2d.
     """
-    return adaptive_avg_pool("adaptive_avg_pool1d", 1, input, output_size)
+    return adaptive_avg_pool("adaptive_avg_pool1d", (input,), 1, output_size)
 
 
-def adaptive_avg_pool(name, dims, input, size) -> Tensor:
+@recalled()
+def adaptive_avg_pool(name, given, dims, size) -> Applied:
+    (input,) = given
     check_pool_input(name, dims, input, channels=False)
     size = output_size(name, dims, input, size)
-    y = apply(name, AdaptiveAvgPool2dFunction, images(input, dims), size)
-    return as_given(y, dims, input)
+    return as_applied(AdaptiveAvgPool2dFunction, dims, input, (size,))

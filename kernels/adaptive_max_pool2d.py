@@ -17,11 +17,8 @@ from torch import Tensor
 
 from ._common import (
     accumulator,
-    apply,
-    as_given,
     empty_in,
     empty_nhwc,
-    images,
     index_type,
     layout,
     leave,
@@ -34,7 +31,16 @@ from ._common import (
     units,
 )
 from ._launch import launch
-from ._pool import as_row, bounds, check_pool_input, longest, output_size, with_winner
+from ._pool import (
+    as_applied,
+    as_row,
+    bounds,
+    check_pool_input,
+    longest,
+    output_size,
+    with_winner,
+)
+from ._recall import Applied, recalled
 
 
 @triton.jit
@@ -105,7 +111,8 @@ def _adaptive_max_pool2d(x, size, with_at):
     N, C, H, W = x.shape
     OH, OW = size
     y = empty_nhwc((N, C, OH, OW), x, layout(x))
-    at = empty_nhwc(y.shape if with_at else (0, 0, 0, 0), x, dtype=_at_dtype(H, W))
+    dtype = _at_dtype(H, W)
+    at = empty_nhwc(y.shape, x, dtype=dtype) if with_at else x.new_empty(0, dtype=dtype)
     H, W = as_row(H, W, OH, OW)
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
@@ -114,7 +121,7 @@ def _adaptive_max_pool2d(x, size, with_at):
         with_at, accumulator(x.dtype), index_type(x, y, most=max(H * OH, W * OW)),
         out=(y, at), **blocks,
     )  # fmt: skip
-    return leave(y, layout(x)), at if with_at else at.new_empty(0)
+    return leave(y, layout(x)), at
 
 
 @op(
@@ -138,20 +145,22 @@ def _adaptive_max_pool2d_scatter(dy, at, x_shape, memory_format):
 
 class AdaptiveMaxPool2dFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, size, with_at):
+    def forward(ctx, x, size, with_at, gives_at):
         y, at = _adaptive_max_pool2d(x, size, with_at)
         ctx.save_for_backward(at)
+        ctx.x_like = x.shape, layout(x)
+        if not gives_at:
+            return y
         ctx.mark_non_differentiable(at)
         ctx.set_materialize_grads(False)
-        ctx.x_like = x.shape, layout(x)
         return y, at
 
     @staticmethod
-    def backward(ctx, dy, _):
+    def backward(ctx, dy, *_):
         if dy is None:
-            return None, None, None
+            return (None,) * 4
         (at,) = ctx.saved_tensors
-        return AdaptiveMaxPool2dScatterFunction.apply(dy, at, *ctx.x_like), None, None
+        return AdaptiveMaxPool2dScatterFunction.apply(dy, at, *ctx.x_like), None, None, None
 
 
 class AdaptiveMaxPool2dScatterFunction(torch.autograd.Function):
@@ -191,7 +200,7 @@ def adaptive_max_pool2d(
     (OH, OW); None in its place keeps input's size.  float32, float16, bfloat16 or float64.  Raises
     RuntimeError for shapes and sizes that do not fit, NotImplementedError for other dtypes.
     """
-    return adaptive_max_pool("adaptive_max_pool2d", 2, input, output_size, return_indices)
+    return adaptive_max_pool("adaptive_max_pool2d", (input,), 2, output_size, return_indices)
 
 
 @public
@@ -203,15 +212,14 @@ def adaptive_max_pool1d(
     input [N, C, L] or [C, L] -> [N, C, output_size] or [C, output_size]; indices are positions
     along L.  Otherwise as adaptive_max_pool2d.
     """
-    return adaptive_max_pool("adaptive_max_pool1d", 1, input, output_size, return_indices)
+    return adaptive_max_pool("adaptive_max_pool1d", (input,), 1, output_size, return_indices)
 
 
-def adaptive_max_pool(name, dims, input, size, return_indices) -> Tensor | tuple[Tensor, Tensor]:
+@recalled()
+def adaptive_max_pool(name, given, dims, size, return_indices) -> Applied:
+    (input,) = given
     check_pool_input(name, dims, input)
     size = output_size(name, dims, input, size)
-    x = images(input, dims)
-    y, at = apply(name, AdaptiveMaxPool2dFunction, x, size, with_winner(input, return_indices))
-    if not return_indices:
-        return as_given(y, dims, input)
-    indices = leave(at.to(torch.int64), layout(x))
-    return as_given(y, dims, input), as_given(indices, dims, input)
+    indices = Tensor.long if return_indices else None
+    options = size, with_winner(input, return_indices), indices is not None
+    return as_applied(AdaptiveMaxPool2dFunction, dims, input, options, indices)

@@ -20,12 +20,9 @@ from torch import Tensor
 from ._common import (
     Size,
     accumulator,
-    apply,
-    as_given,
     empty_in,
     empty_nhwc,
     flag,
-    images,
     index_type,
     integer,
     layout,
@@ -39,7 +36,8 @@ from ._common import (
 )
 from ._launch import launch
 from ._pool import SCHEMA as WINDOW_SCHEMA
-from ._pool import Window, covering_window, span_tile, store_span, window
+from ._pool import Window, as_applied, covering_window, span_tile, store_span, window
+from ._recall import Applied, recalled
 
 SCHEMA = f"{WINDOW_SCHEMA}, bool count_include_pad, int? divisor_override"
 
@@ -252,7 +250,7 @@ def avg_pool2d(
                 f"{divisor_override}; pass None for the window's size"
             )
     return avg_pool(
-        "avg_pool2d", 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad,
+        "avg_pool2d", (input,), 2, kernel_size, stride, padding, ceil_mode, count_include_pad,
         divisor_override,
     )  # fmt: skip
 
@@ -271,14 +269,15 @@ def avg_pool1d(
     input [N, C, L] or [C, L] -> [N, C, OL] or [C, OL].  Otherwise as avg_pool2d.
     """
     return avg_pool(
-        "avg_pool1d", 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad
+        "avg_pool1d", (input,), 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None
     )
 
 
+@recalled()
 def avg_pool(
-    name, dims, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor=None
-) -> Tensor:
+    name, given, dims, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor
+) -> Applied:
+    (input,) = given
     w = window(name, dims, input, kernel_size, stride, padding, 1, ceil_mode).of_images()
     geometry = (*w, flag(name, "count_include_pad", count_include_pad), divisor)
-    y = apply(name, AvgPool2dFunction, images(input, dims), geometry)
-    return as_given(y, dims, input)
+    return as_applied(AvgPool2dFunction, dims, input, (geometry,))

@@ -6,44 +6,63 @@ mean and var are those of x over all but its channels, or given ones.  Statistic
 float32 (float64 for float64).  The kernels, with the gradients' formulas, are in norm/.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._common import check_tensor, flag, layout, public, real, refuse_transforms, reshaped
-from ._plan import plannable, signature, with_plans, written
+from ._common import check_tensor, flag, layout, public, real, reshaped
+from ._plan import plannable, written
+from ._recall import Applied, recalled
+from ._signature import signature
 from ._split import sum_dtype
 from .norm.backward import batch_norm_bwd, batch_norm_sums
 from .norm.normalise import batch_norm as normalise
 from .norm.stats import Running, batch_norm_stats, statistics
 
-_moving_statistics = with_plans(
-    lambda x, mean, var, momentum: statistics(x, Running(mean, var, None, momentum))
-)
 NO_RESIDUAL = (None, None, None, None, None, 0.0)
 
 
 class BatchNormFunction(torch.autograd.Function):
-    """mean and var are the given ones, or x's own if of_batch."""
+    """mean and var are given, or else stats, which are x's own [mean, var]."""
 
     @staticmethod
-    def forward(ctx, x, w, b, mean, var, of_batch, eps, memory_format):
-        ctx.save_for_backward(x, w, mean, var)
-        ctx.b_dtype = None if b is None else b.dtype
-        ctx.how = of_batch, eps, memory_format
+    def forward(ctx, x, w, b, mean, var, stats, eps, memory_format):
+        ctx.save_for_backward(x, w, mean, var, stats)
+        ctx.how = None if b is None else b.dtype, eps, memory_format
+        if stats is not None:
+            mean, var = stats.unbind()
         return normalise(x, mean, var, w, b, eps, *NO_RESIDUAL, "none", memory_format)
 
     @staticmethod
     def backward(ctx, dy):
-        given = dy, *ctx.saved_tensors, ctx.needs_input_grad[:3], ctx.b_dtype, *ctx.how
+        x, w, mean, var, stats = ctx.saved_tensors
+        if stats is not None:
+            mean, var = stats.unbind()
+        given = dy, x, w, mean, var, ctx.needs_input_grad[:3], stats is not None, *ctx.how
         again = torch.is_grad_enabled() or torch.compiler.is_compiling()
         gradients = BatchNormBackwardFunction.apply(*given) if again else _backward(*given)
         return *gradients, None, None, None, None, None
 
 
-def _backward(dy, x, w, mean, var, needed, b_dtype, of_batch, eps, memory_format):
+class BatchNormOfBatchFunction(torch.autograd.Function):
+    """With x's own statistics, which move mean and var, and count in batches: past the ops, which
+    have no part in what is running."""
+
+    @staticmethod
+    def forward(ctx, x, w, b, mean, var, batches, momentum, eps, memory_format):
+        stats = statistics(x, Running(mean, var, batches, momentum))
+        written(mean, var, batches)
+        return BatchNormFunction.forward(ctx, x, w, b, None, None, stats, eps, memory_format)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return *BatchNormFunction.backward(ctx, dy), None
+
+
+def _backward(dy, x, w, mean, var, needed, of_batch, b_dtype, eps, memory_format):
     needs_dx, needs_dw, needs_db = needed
     dx = dw = db = sums = None
     if needs_dw or needs_db or (needs_dx and of_batch):
@@ -60,11 +79,11 @@ def _backward(dy, x, w, mean, var, needed, b_dtype, of_batch, eps, memory_format
 
 class BatchNormBackwardFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, dy, x, w, mean, var, needed, b_dtype, of_batch, eps, memory_format):
+    def forward(ctx, dy, x, w, mean, var, needed, of_batch, b_dtype, eps, memory_format):
         ctx.save_for_backward(dy, x, w, mean, var)
         ctx.how = of_batch, eps
         ctx.set_materialize_grads(False)
-        dx, dw, db = _backward(dy, x, w, mean, var, needed, b_dtype, of_batch, eps, memory_format)
+        dx, dw, db = _backward(dy, x, w, mean, var, needed, of_batch, b_dtype, eps, memory_format)
         return dx, *(t if t is None else t.clone() for t in (dw, db))  # no views
 
     @staticmethod
@@ -132,33 +151,48 @@ def batch_norm(
     others may be float32.  Raises ValueError for one value per channel in training, RuntimeError
     for what does not fit, NotImplementedError for other dtypes.
     """
-    check_tensor("batch_norm", "input", input, None)
+    given = input, weight, bias, running_mean, running_var, None
+    return normalised("batch_norm", given, training, momentum, eps)
+
+
+@recalled()
+def normalised(name, given, training, momentum, eps) -> Applied:
+    """batch_norm of input, weight, bias, running mean and variance.  In training it counts in the
+    number of batches, the last of the given, if that is given; then momentum may be None, for the
+    average of all batches."""
+    input, weight, bias, *running, batches = given
+    check_tensor(name, "input", input, None)
     if input.dim() < 2:
         raise RuntimeError(
-            f"batch_norm: input must be [N, C, ...], got shape {tuple(input.shape)}; unsqueeze it"
+            f"{name}: input must be [N, C, ...], got shape {tuple(input.shape)}; unsqueeze it"
         )
-    momentum, eps = real("batch_norm", "momentum", momentum), real("batch_norm", "eps", eps)
-    check_norm(
-        "batch_norm", input, input.shape, running_mean, running_var, weight, bias, training, eps
-    )
-    refuse_transforms("batch_norm", input, weight, bias)
-    x = _as_images(input)
+    eps = real(name, "eps", eps)
+    if momentum is not None or batches is None:
+        momentum = real(name, "momentum", momentum)
+    check_norm(name, input, input.shape, *running, weight, bias, training, eps)
+    x, prepare, finish = _as_images(input), None, None
     memory_format = layout(input) if input.dim() == 4 else torch.contiguous_format
-    if training:
-        tensors = [t for t in (x.detach(), running_mean, running_var) if t is not None]
-        found = signature(tensors) if plannable() else None
-        if found is not None:
-            moving = tensors[0], running_mean, running_var, momentum
-            mean, var = _moving_statistics(moving, found, tensors).unbind()
-            written(*tensors[1:])
-        else:
-            mean, var = stats = batch_norm_stats(x.detach()).unbind()
-            if x.numel() > 0:
-                move_running(running_mean, running_var, stats, x.numel() // x.shape[1], momentum)
-    else:
-        mean, var = running_mean, running_var
-    y = BatchNormFunction.apply(x, weight, bias, mean, var, training, eps, memory_format)
-    return reshaped(y, input.shape)
+    if x is not input:
+        prepare, finish = _with_images, functools.partial(reshaped, shape=input.shape)
+    used, options = (x, *given[1:]), (eps, memory_format)
+    if not training:
+        return Applied(BatchNormFunction, used, options, prepare, finish)
+    if plannable() and signature(normalised, used) is not None:
+        options = momentum, *options
+        return Applied(BatchNormOfBatchFunction, used, options, prepare, finish)
+    if batches is not None:
+        batches.add_(1)
+        if momentum is None:
+            momentum = 1.0 / float(batches)
+    stats = batch_norm_stats(x.detach())
+    if x.numel() > 0:
+        move_running(*running, stats.unbind(), x.numel() // x.shape[1], momentum)
+    used = x, weight, bias, None, None, stats
+    return Applied(BatchNormFunction, used, options, prepare, finish)
+
+
+def _with_images(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _as_images(x), *others
 
 
 def _as_images(x: Tensor) -> Tensor:

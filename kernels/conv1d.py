@@ -22,7 +22,8 @@ def conv1d(
     input [N, C, L] or [C, L], weight [CO, C / groups, K], bias [CO] -> [N, CO, OL] or [CO, OL],
     with OL = floor((L + 2*padding - dilation*(K - 1) - 1) / stride) + 1.  Otherwise as conv2d.
     """
-    return convolution("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+    given = input, weight, bias
+    return convolution("conv1d", given, 1, stride, padding, dilation, groups)
 
 
 @public
@@ -42,7 +43,5 @@ def conv_transpose1d(
     with OL = (L - 1)*stride - 2*padding + dilation*(K - 1) + output_padding + 1.  Otherwise as
     conv_transpose2d.
     """
-    return transposed_convolution(
-        "conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups,
-        dilation,
-    )  # fmt: skip
+    given, options = (input, weight, bias), (stride, padding, output_padding, groups, dilation)
+    return transposed_convolution("conv_transpose1d", given, 1, *options)

@@ -11,17 +11,18 @@ in conv/: convolution, dgrad and wgrad are each other's derivatives.
 import torch
 from torch import Tensor
 
-from ._common import Size, apply, as_given, public
+from ._common import Size, as_given, public
 from ._conv import (
+    as_applied,
     as_images,
     check_channels,
+    depends_on,
     fitted,
     formats,
     geometry,
     operands,
-    recalled,
-    remember,
 )
+from ._recall import Applied, recalled
 from .conv import flops  # noqa: F401  what torch counts of the ops
 from .conv.dbias import conv2d_dbias
 from .conv.dgrad import conv2d_dgrad
@@ -42,8 +43,6 @@ class Conv2dFunction(torch.autograd.Function):
         x, w = ctx.saved_tensors
         x_shape, w_shape, how = ctx.of_call
         dx = dw = db = None
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_gradients(dy, x, w, ctx.needs_input_grad, *ctx.of_call), None, None
         if ctx.needs_input_grad[0]:
             dx = Conv2dDgradFunction.apply(dy, w, None, x_shape, *how)
         if ctx.needs_input_grad[1]:
@@ -51,19 +50,6 @@ class Conv2dFunction(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             db = Conv2dDbiasFunction.apply(dy)
         return dx, dw, db, None, None
-
-
-def _gradients(dy, x, w, needed, x_shape, w_shape, how) -> tuple[Tensor | None, ...]:
-    """Those that nothing is to be differentiated through: by ops, without Functions."""
-    formats, geometry = how
-    dx = dw = db = None
-    if needed[0]:
-        dx = conv2d_dgrad(dy, w, None, x_shape, formats.x, geometry.flat)
-    if needed[1]:
-        dw = conv2d_wgrad(dy, x, w_shape, formats.w, geometry.flat)
-    if needed[2]:
-        db = conv2d_dbias(dy)
-    return dx, dw, db
 
 
 class Conv2dDgradFunction(torch.autograd.Function):
@@ -140,26 +126,23 @@ def conv2d(
     may be 'valid' or, at stride 1, 'same'.  Raises RuntimeError for shapes, dtypes or options that
     do not fit, NotImplementedError for other dtypes.
     """
-    return convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+    given = input, weight, bias
+    return convolution("conv2d", given, 2, stride, padding, dilation, groups)
 
 
-def convolution(name, dims, input, weight, bias, stride, padding, dilation, groups) -> Tensor:
+@recalled(depends_on)
+def convolution(name, given, dims, stride, padding, dilation, groups) -> Applied | Tensor:
     """conv1d or conv2d, by the number of spatial axes."""
-    options = stride, padding, dilation, groups
-    key, how = recalled(name, input, weight, bias, options)
-    if how is None:
-        given = operands(name, dims, input, weight, bias)
-        g = geometry(name, weight.shape[2:], *options)
-        check_channels(name, given, weight.shape[1] * g.groups, weight.shape[0], g.groups)
-        g = fitted(name, input.shape[-dims:], weight.shape[2:], g)
-        x, w, b = as_images(*given, dims)
-        if x.shape[1] == 0:
-            return as_given(_nothing(x, w, b, g.of_images()), dims, input)
-        how = formats(x, w), g.of_images()
-        remember(key, how)
-    else:
-        x, w, b = as_images(input, weight, bias, dims)
-    return as_given(apply(name, Conv2dFunction, x, w, b, *how), dims, input)
+    input, weight, _ = given
+    used = operands(name, dims, *given)
+    g = geometry(name, weight.shape[2:], stride, padding, dilation, groups)
+    check_channels(name, used, weight.shape[1] * g.groups, weight.shape[0], g.groups)
+    g = fitted(name, input.shape[-dims:], weight.shape[2:], g).of_images()
+    x, w, b = as_images(*used, dims)
+    if x.shape[1] == 0:
+        return as_given(_nothing(x, w, b, g), dims, input.dim())
+    options = formats(x, w), g
+    return as_applied(Conv2dFunction, dims, (x, w, b), options, given)
 
 
 def _nothing(x, w, bias, g) -> Tensor:

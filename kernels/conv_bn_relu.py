@@ -67,7 +67,7 @@ def conv_bn_relu(
         y = batch_norm(conv2d(x, w, b, stride, padding, dilation, groups), *norm, training,
                        momentum, eps)  # fmt: skip
         y = activate(y if residual is None else y + residual, activation)
-        return as_given(y, 2, input)
+        return as_given(y, 2, input.dim())
     f = formats(x, w)
     unit = Unit(g, None, f.w, "batch" if training else "given", eps, activation)
     block = Block((unit,), "none" if residual is None else "given", f.x, f.y)

@@ -10,8 +10,18 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ._common import Size, apply, as_given, ints, public, require_at_least
-from ._conv import as_images, check_channels, fitted, formats, geometry, operands
+from ._common import Size, ints, public, require_at_least
+from ._conv import (
+    as_applied,
+    as_images,
+    check_channels,
+    depends_on,
+    fitted,
+    formats,
+    geometry,
+    operands,
+)
+from ._recall import Applied, recalled
 from .conv.geometry import Formats, Geometry
 from .conv2d import Conv2dDgradFunction
 
@@ -35,25 +45,25 @@ def conv_transpose2d(
     Raises RuntimeError for shapes, dtypes or options that do not fit, NotImplementedError for other
     dtypes.
     """
-    return transposed_convolution(
-        "conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups,
-        dilation,
-    )  # fmt: skip
+    given, options = (input, weight, bias), (stride, padding, output_padding, groups, dilation)
+    return transposed_convolution("conv_transpose2d", given, 2, *options)
 
 
+@recalled(depends_on)
 def transposed_convolution(
-    name, dims, input, weight, bias, stride, padding, output_padding, groups, dilation
-) -> Tensor:
+    name, given, dims, stride, padding, output_padding, groups, dilation
+) -> Applied:
     """conv_transpose1d or conv_transpose2d, by the number of spatial axes."""
-    given = operands(name, dims, input, weight, bias)
+    input, weight, _ = given
+    used = operands(name, dims, *given)
     extra = ints(name, "output_padding", output_padding, dims)
     require_at_least(name, "output_padding", extra, 0)
     g = geometry(
         name, weight.shape[2:], stride, ints(name, "padding", padding, dims), dilation, groups
     )
-    check_channels(name, given, weight.shape[0], weight.shape[1] * g.groups, g.groups)
+    check_channels(name, used, weight.shape[0], weight.shape[1] * g.groups, g.groups)
     _check_output_padding(name, g, extra)
-    spatial = given.x.shape[2 - given.w.dim() :]
+    spatial = used.x.shape[2 - used.w.dim() :]
     if 0 in weight.shape or 0 in spatial:
         raise RuntimeError(
             f"{name}: input and weight must not be empty but for the batch, got input "
@@ -68,11 +78,11 @@ def transposed_convolution(
         )
     g = fitted(name, sizes, weight.shape[2:], g).of_images()
 
-    x, w, b = as_images(*given, dims)
+    x, w, b = as_images(*used, dims)
     of = formats(x, w)
     of = Formats(x=of.y, w=of.w, y=of.x)  # to conv2d this output is the input
-    y = apply(name, Conv2dDgradFunction, x, w, b, None, of, g)
-    return as_given(y, dims, input)
+    options = None, of, g
+    return as_applied(Conv2dDgradFunction, dims, (x, w, b), options, given)
 
 
 def _check_output_padding(name: str, g: Geometry, extra: tuple[int, ...]) -> None:

@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, apply, check_tensor, index_type, op, public
+from ._common import accumulator, check_tensor, index_type, op, public
 from ._launch import INTERPRETED, INTERPRETED_BLOCK, launch
+from ._recall import Applied, recalled
 
 BLOCK = INTERPRETED_BLOCK if INTERPRETED else 256
 
@@ -82,16 +83,22 @@ def corr2d(x: Tensor, k: Tensor) -> Tensor:
     float32, float16, bfloat16 or float64, both the same.  Raises RuntimeError for other ranks,
     mixed dtypes or devices, and a kernel larger than x (Dive into Deep Learning, section 7.2).
     """
-    check_tensor("corr2d", "x", x, (2,))
-    check_tensor("corr2d", "k", k, (2,))
+    return _corr2d_of("corr2d", (x, k))
+
+
+@recalled()
+def _corr2d_of(name, given) -> Applied:
+    x, k = given
+    check_tensor(name, "x", x, (2,))
+    check_tensor(name, "k", k, (2,))
     if x.dtype != k.dtype or x.device != k.device:
         raise RuntimeError(
-            "corr2d: x and k must have the same dtype and device, got "
+            f"{name}: x and k must have the same dtype and device, got "
             f"{x.dtype} on {x.device} and {k.dtype} on {k.device}; convert one of them"
         )
     if not all(0 < m <= n for n, m in zip(x.shape, k.shape, strict=True)):
         raise RuntimeError(
-            f"corr2d: k must be non-empty and no larger than x, got k {tuple(k.shape)} for "
+            f"{name}: k must be non-empty and no larger than x, got k {tuple(k.shape)} for "
             f"x {tuple(x.shape)}"
         )
-    return apply("corr2d", Corr2dFunction, x, k, (0, 0))
+    return Applied(Corr2dFunction, given, ((0, 0),))

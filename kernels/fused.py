@@ -30,7 +30,7 @@ from ._split import sum_dtype
 from .batch_norm import move_running
 from .conv_bn_relu import check_activation
 from .conv_transpose2d import leading_back
-from .modules import BatchNorm2d, Conv2d
+from .modules import BatchNorm2d, Conv2d, held
 from .norm.activation import activate
 
 
@@ -140,12 +140,13 @@ def _options(of: UnitOf, modules: Sequence[nn.Module]) -> tuple:
 def _tensors(of: UnitOf, modules: Sequence[nn.Module]) -> Tensors:
     convolved = (None, None)
     if of.conv is not None:
-        convolved = modules[of.conv].weight, modules[of.conv].bias
+        conv = modules[of.conv]
+        convolved = held(conv, "weight"), held(conv, "bias")
     if of.norm is None:
         return Tensors(*convolved)
     norm = modules[of.norm]
-    running = (None, None) if norm.of_batch else (norm.running_mean, norm.running_var)
-    return Tensors(*convolved, norm.weight, norm.bias, *running)
+    of_norm = ["weight", "bias"] + ([] if norm.of_batch else ["running_mean", "running_var"])
+    return Tensors(*convolved, *(held(norm, name) for name in of_norm))
 
 
 def _blocks(
@@ -218,7 +219,7 @@ def _shape(unit: Unit, t: Tensors, x: Tensor, x_shape: Sequence[int]) -> list[in
         if x_shape[1] != (channels if unit.size is None else t.w.shape[0]):
             return None
         shape = list(unit.y_shape(x_shape, t.w.shape))
-    vectors, cast = [v for v in t[2:] if v is not None], autocast_dtype(x.device.type)
+    vectors, cast = [v for v in t[2:] if v is not None], autocast_dtype(x)
     dtypes = {v.dtype for v in vectors}
     fits = (
         min(shape) > 0

@@ -9,6 +9,7 @@ it), so it needs no atomics and repeats bit for bit.  Where the taps are few, it
 as large as the stride, which read their windows once for all of their pixels.
 """
 
+import functools
 from math import prod
 
 import torch
@@ -19,11 +20,8 @@ from torch import Tensor
 from ._common import (
     Size,
     accumulator,
-    apply,
-    as_given,
     empty_in,
     empty_nhwc,
-    images,
     index_type,
     layout,
     leave,
@@ -38,12 +36,14 @@ from ._launch import launch
 from ._pool import (
     SCHEMA,
     Window,
+    as_applied,
     covering_window,
     span_tile,
     store_span,
     window,
     with_winner,
 )
+from ._recall import Applied, recalled
 
 
 @triton.jit
@@ -174,7 +174,8 @@ def _fake(x, with_tap, *geometry):
 def _max_pool2d(x, with_tap, *geometry):
     w = Window(*geometry)
     y = empty_nhwc(w.y_shape(x.shape), x, layout(x))
-    tap = empty_nhwc(y.shape if with_tap else (0, 0, 0, 0), x, dtype=_tap_dtype(w))
+    dtype = _tap_dtype(w)
+    tap = empty_nhwc(y.shape, x, dtype=dtype) if with_tap else x.new_empty(0, dtype=dtype)
     N, C, OH, OW = y.shape
     programs, blocks = pixel_blocks(N * OH * OW, C)
     launch(
@@ -183,7 +184,7 @@ def _max_pool2d(x, with_tap, *geometry):
         w.size[0], *w.stride, *w.padding, *w.dilation, w.size[1],
         with_tap, accumulator(x.dtype), index_type(x, y), out=(y, tap), **blocks,
     )  # fmt: skip
-    return leave(y, layout(x)), tap if with_tap else tap.new_empty(0)
+    return leave(y, layout(x)), tap
 
 
 @op(
@@ -236,20 +237,22 @@ def _max_pool2d_gather(x, tap, *geometry):
 
 class MaxPool2dFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, with_tap, w):
+    def forward(ctx, x, with_tap, gives_tap, w):
         y, tap = _max_pool2d(x, with_tap, *w)
         ctx.save_for_backward(tap)
+        ctx.x_like, ctx.window = (x.shape, layout(x)), w
+        if not gives_tap:
+            return y
         ctx.mark_non_differentiable(tap)
         ctx.set_materialize_grads(False)
-        ctx.x_like, ctx.window = (x.shape, layout(x)), w
         return y, tap
 
     @staticmethod
-    def backward(ctx, dy, _):
+    def backward(ctx, dy, *_):
         if dy is None:
-            return None, None, None
+            return (None,) * 4
         (tap,) = ctx.saved_tensors
-        return MaxPool2dScatterFunction.apply(dy, tap, *ctx.x_like, ctx.window), None, None
+        return MaxPool2dScatterFunction.apply(dy, tap, *ctx.x_like, ctx.window), None, None, None
 
 
 class MaxPool2dScatterFunction(torch.autograd.Function):
@@ -305,7 +308,7 @@ def max_pool2d(
     other dtypes.
     """
     return max_pool(
-        "max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        "max_pool2d", (input,), 2, kernel_size, stride, padding, dilation, ceil_mode, return_indices
     )
 
 
@@ -325,17 +328,18 @@ def max_pool1d(
     max_pool2d.
     """
     return max_pool(
-        "max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        "max_pool1d", (input,), 1, kernel_size, stride, padding, dilation, ceil_mode, return_indices
     )
 
 
+@recalled()
 def max_pool(
-    name, dims, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
-) -> Tensor | tuple[Tensor, Tensor]:
+    name, given, dims, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+) -> Applied:
+    (input,) = given
     w = window(name, dims, input, kernel_size, stride, padding, dilation, ceil_mode).of_images()
-    x = images(input, dims)
-    y, tap = apply(name, MaxPool2dFunction, x, with_winner(input, return_indices), w)
-    if not return_indices:
-        return as_given(y, dims, input)
-    indices = leave(_flat_indices(tap, w, x.shape[-1]), layout(x))
-    return as_given(y, dims, input), as_given(indices, dims, input)
+    indices = None
+    if return_indices:
+        indices = functools.partial(_flat_indices, w=w, width=input.shape[-1])
+    options = with_winner(input, return_indices), indices is not None, w
+    return as_applied(MaxPool2dFunction, dims, input, options, indices)

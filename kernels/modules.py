@@ -6,16 +6,27 @@ Constructor, state_dict, repr, initialisation and pickling are torch's.
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
+from torch.overrides import has_torch_function_variadic
 
 from ._common import no_script
 from .adaptive_avg_pool2d import adaptive_avg_pool1d, adaptive_avg_pool2d
 from .adaptive_max_pool2d import adaptive_max_pool1d, adaptive_max_pool2d
 from .avg_pool2d import avg_pool1d, avg_pool2d
-from .batch_norm import batch_norm
+from .batch_norm import batch_norm, normalised
 from .conv1d import conv1d, conv_transpose1d
 from .conv2d import conv2d
 from .conv_transpose2d import conv_transpose2d
 from .max_pool2d import max_pool1d, max_pool2d
+
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def held(module: torch.nn.Module, name: str) -> Tensor | None:
+    """module's parameter or buffer of that name: its attribute, found in a fifth of the time."""
+    for tensors in (module._parameters, module._buffers):
+        if name in tensors:
+            return tensors[name]
+    return getattr(module, name)
 
 
 class _Layer:
@@ -33,7 +44,7 @@ class _Layer:
 
 class _Conv(_Layer):
     def _run(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight, self.bias)
+        return self._conv_forward(input, held(self, "weight"), held(self, "bias"))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding
@@ -82,8 +93,15 @@ class _MaxPool(_Layer):
 class _BatchNorm(_Layer):
     def _run(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        *running, of_batch, momentum = self.statistics()
-        return batch_norm(input, *running, self.weight, self.bias, of_batch, momentum, self.eps)
+        if has_torch_function_variadic(input):  # who sees functions sees the public one
+            *running, of_batch, momentum = self.statistics()
+            return batch_norm(input, *running, self.weight, self.bias, of_batch, momentum, self.eps)
+        running = self.running
+        if not self.training:
+            running = held(self, "running_mean"), held(self, "running_var"), None
+        momentum = 0.0 if running[2] is None and self.momentum is None else self.momentum
+        given = input, held(self, "weight"), held(self, "bias"), *running
+        return normalised("batch_norm", given, self.of_batch, momentum, self.eps)
 
     def statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
         """Running mean and variance, whether to take the batch's instead, and the momentum.
@@ -104,7 +122,7 @@ class _BatchNorm(_Layer):
     def running(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What a batch moves: running mean and variance, and the number of batches."""
         if self.training and self.track_running_stats:
-            return self.running_mean, self.running_var, self.num_batches_tracked
+            return tuple(held(self, name) for name in RUNNING)
         return None, None, None
 
     @property

@@ -10,11 +10,18 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "kernels/_interpreter.py": set(),
     "kernels/_launch.py": {"_interpreter"},
-    "kernels/_common.py": {"_launch", "_plan"},
-    "kernels/_plan.py": {"_launch"},
-    "kernels/_pool.py": {"_common"},
+    "kernels/_common.py": {"_launch", "_plan", "_signature"},
+    "kernels/_signature.py": {"_launch", "_remembered"},
+    "kernels/_remembered.py": set(),
+    "kernels/_steps.py": {"_launch"},
+    "kernels/_sharing.py": {"_steps"},
+    "kernels/_record.py": {"_launch", "_steps"},
+    "kernels/_straight.py": {"_launch", "_remembered", "_steps"},
+    "kernels/_plan.py": {"_launch", "_record", "_remembered", "_sharing", "_steps", "_straight"},
+    "kernels/_recall.py": {"_common", "_launch", "_plan", "_remembered", "_signature"},
+    "kernels/_pool.py": {"_common", "_recall"},
     "kernels/_split.py": {"_common", "_launch"},
-    "kernels/_conv.py": {"_common", "conv"},
+    "kernels/_conv.py": {"_common", "_recall", "conv"},
     "kernels/_ahead.py": {"_launch", "conv"},
     "kernels/_workers.py": set(),
     "kernels/conv/geometry.py": set(),
@@ -29,7 +36,7 @@ LAYERS = {
     "kernels/conv/epilogue.py": {"_common", "norm"},
     "kernels/conv/flops.py": {"dgrad", "forward", "wgrad"},
 }
-OPERATOR = {"_common", "_launch", "_pool", "_split"}
+OPERATOR = {"_common", "_launch", "_pool", "_recall", "_split"}
 NORM = {"_common", "_launch", "_split", "activation", "normalise", "stats"}
 # folders of kernels/conv
 FAMILIES = {"boxes", "depthwise", "gemm", "general", "grouped", "stem", "stream"}
@@ -69,12 +76,21 @@ def allowed(path: str) -> set[str]:
         "kernels/__init__.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"conv"},
         "kernels/explain.py": {"_launch", "conv", "twins"},
         "kernels/tune.py": {"_ahead", "_common", "_launch", "_workers", "conv", "explain"},
-        "kernels/batch_norm.py": OPERATOR | {"_plan", "norm"},
+        "kernels/batch_norm.py": OPERATOR | {"_plan", "_signature", "norm"},
         "kernels/conv2d.py": OPERATOR | {"_conv", "conv"},
         "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},
         "kernels/conv1d.py": {"_common", "conv2d", "conv_transpose2d"},
         "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"_common"},
-        "kernels/_chain.py": {"_common", "_plan", "batch_norm", "conv", "conv2d", "norm"},
+        "kernels/_chain.py": {
+            "_common",
+            "_plan",
+            "_remembered",
+            "_signature",
+            "batch_norm",
+            "conv",
+            "conv2d",
+            "norm",
+        },
         "kernels/conv_bn_relu.py": {
             "_common",
             "_conv",

@@ -13,7 +13,6 @@ from .._common import accumulator, index_type, nhwc, op
 from .._launch import INTERPRETED, INTERPRETED_BLOCK, launch
 from .._split import pixel_share
 
-
 BYTES = 16384  # of a block: with two programs on a multiprocessor enough are under way
 
 

@@ -4,7 +4,7 @@ convolution: its private ops, over the family that serves the problem."""
 from .._common import empty_in, op
 from .._split import sum_dtype
 from . import epilogue
-from .dispatch import convolve, depends_on
+from .dispatch import convolve
 from .epilogue import Epilogue
 from .geometry import SCHEMA
 
@@ -13,7 +13,6 @@ from .geometry import SCHEMA
     "conv2d_dgrad(Tensor dy, Tensor w, Tensor? bias, SymInt[] x_shape, "
     f"MemoryFormat memory_format, {SCHEMA}) -> Tensor",
     lambda dy, w, bias, x_shape, memory_format, _: empty_in(x_shape, dy, memory_format),
-    depends_on,
 )
 def conv2d_dgrad(dy, w, bias, x_shape, *how):
     return convolve("dgrad", dy, w, x_shape, Epilogue(bias), False, *how)[0]
@@ -26,7 +25,6 @@ def conv2d_dgrad(dy, w, bias, x_shape, *how):
         empty_in(x_shape, dy, memory_format),
         dy.new_empty((2, x_shape[1]), dtype=sum_dtype(dy.dtype)),
     ),
-    depends_on,
 )
 def conv2d_dgrad_stats(dy, w, bias, x_shape, *how):
     """dx, which has elements, and [mean, var] of its channels."""
@@ -37,7 +35,6 @@ def conv2d_dgrad_stats(dy, w, bias, x_shape, *how):
     f"conv2d_dgrad_fused(Tensor dy, Tensor w, {epilogue.SCHEMA}, SymInt[] x_shape, "
     f"MemoryFormat memory_format, {SCHEMA}) -> Tensor",
     lambda dy, w, *args: empty_in(args[-3], dy, args[-2]),
-    depends_on,
 )
 def conv2d_dgrad_fused(dy, w, *args):
     """As the epilogue says."""

@@ -3,7 +3,7 @@
 from .._common import empty_in, op
 from .._split import sum_dtype
 from . import epilogue
-from .dispatch import convolve, depends_on
+from .dispatch import convolve
 from .epilogue import Epilogue
 from .geometry import SCHEMA, from_flat
 
@@ -15,7 +15,6 @@ def _fake(x, w, memory_format, geometry):
 @op(
     f"conv2d(Tensor x, Tensor w, Tensor? bias, MemoryFormat memory_format, {SCHEMA}) -> Tensor",
     lambda x, w, bias, *how: _fake(x, w, *how),
-    depends_on,
 )
 def conv2d_forward(x, w, bias, *how):
     return convolve("forward", x, w, x.shape, Epilogue(bias), False, *how)[0]
@@ -28,7 +27,6 @@ def conv2d_forward(x, w, bias, *how):
         _fake(x, w, *how),
         x.new_empty((2, w.shape[0]), dtype=sum_dtype(x.dtype)),
     ),
-    depends_on,
 )
 def conv2d_stats(x, w, bias, *how):
     """y, which has elements, and [mean, var] of its channels."""
@@ -39,7 +37,6 @@ def conv2d_stats(x, w, bias, *how):
     f"conv2d_fused(Tensor x, Tensor w, {epilogue.SCHEMA}, MemoryFormat memory_format, "
     f"{SCHEMA}) -> Tensor",
     lambda x, w, *args: _fake(x, w, *args[-2:]),
-    depends_on,
 )
 def conv2d_fused(x, w, *args):
     """As the epilogue says."""

@@ -2,7 +2,7 @@
 serves the problem."""
 
 from .._common import empty_in, op
-from .dispatch import depends_on, reduce
+from .dispatch import reduce
 from .geometry import SCHEMA
 
 
@@ -10,7 +10,6 @@ from .geometry import SCHEMA
     "conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_shape, MemoryFormat memory_format, "
     f"{SCHEMA}, ScalarType? dtype=None) -> Tensor",
     lambda dy, x, w_shape, memory_format, _, dtype=None: empty_in(w_shape, x, memory_format, dtype),
-    depends_on,
 )
 def conv2d_wgrad(dy, x, w_shape, memory_format, geometry, dtype=None):
     """In dtype, or else x's."""

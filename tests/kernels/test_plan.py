@@ -17,6 +17,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.profiler import ProfilerActivity, profile
 from tritonconv import ConvBNReLU, _chain, _launch, _plan, as_torch, conv_bn_relu, fuse
+from tritonconv._remembered import Remembered
+from tritonconv._sharing import sharing_memory
+from tritonconv._signature import signature
+from tritonconv._steps import Allocate, Place, Start
 from tritonconv.conv import dispatch
 from tritonconv.nets.mobilenet_v2 import InvertedResidual
 from tritonconv.nets.resnet import BasicBlock, Bottleneck
@@ -478,7 +482,7 @@ ELSEWHERE = torch.ones(())
 
 
 def plan_of(function, *tensors) -> tuple[list, _plan.Plan | None]:
-    plans = _plan.Remembered(4)
+    plans = Remembered(4)
     with torch.no_grad():
         results = [_plan.planned(plans, "key", function, tensors) for _ in range(4)]
     return results, plans["key"]
@@ -516,7 +520,7 @@ def test_plan_of_torchs_steps(device):
 )
 def test_what_steps_cannot_say_has_no_plan(function, device):
     results, plan = plan_of(function, torch.randn(3, device=device))
-    assert plan is None
+    assert plan is _plan.NO_PLAN
     assert all(repeats(y, results[0][0]) for (y,) in results)
 
 
@@ -533,8 +537,9 @@ def test_what_steps_cannot_say_has_no_plan(function, device):
 )
 def test_tensors_that_are_not_what_their_memory_holds_have_no_signature(odd, device):
     x = torch.randn(3, device=device)
-    assert _plan.signature((x, None)) is not None
-    assert _plan.signature((x, odd(x))) is None
+    for _ in range(2):
+        assert signature(0, (x, x.clone())) == signature(0, (x.clone(), x))
+        assert signature(0, (x, odd(x))) is None
 
 
 def test_what_is_used_at_once_lies_apart():
@@ -545,22 +550,22 @@ def test_what_is_used_at_once_lies_apart():
         for i in range(40):
             ends[i] = generator.randint(2 * i, 90)
             size = (generator.choice((1, 300, 5000, 2**23)),)
-            steps.append(_plan.Allocate(i, size, (1,), torch.float32, torch.device("cpu")))
-            used = tuple(_plan.Place(slot) for slot, end in ends.items() if end >= 2 * i)
-            steps.append(_plan.Start(None, 1, used, (), {}, None, None))
-        results = (_plan.Place(3), _plan.Place(20, 8, ((1,), (1,), 2)))
-        first, *shared = _plan._sharing_memory(steps, 40, results)
+            steps.append(Allocate(i, size, (1,), torch.float32, torch.device("cpu")))
+            used = tuple(Place(slot) for slot, end in ends.items() if end >= 2 * i)
+            steps.append(Start(None, 1, used, (), {}, None, None))
+        results = (Place(3), Place(20, 8, ((1,), (1,), 2)))
+        first, *shared = sharing_memory(steps, 40, results, True)
         assert first.size[0] < sum(4 * step.size[0] for step in steps[::2])
         moved = set()
         for step in shared:
-            if isinstance(step, _plan.Start):
+            if isinstance(step, Start):
                 places = [p for p in step.args if p.slot == 40]
                 spans = sorted((p.offset, p.offset + 4 * p.view[0][0]) for p in places)
                 assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
                 assert all(end <= first.size[0] for _, end in spans)
                 moved |= {p.offset for p in places}
         assert moved
-        left = {step.slot for step in shared if isinstance(step, _plan.Allocate)}
+        left = {step.slot for step in shared if isinstance(step, Allocate)}
         assert {3, 20} <= left
         assert all(steps[2 * slot].size[0] == 2**23 for slot in left - {3, 20})
 
