@@ -31,6 +31,22 @@ def stem(act):
     return nn.Sequential(conv, tritonconv.BatchNorm2d(8), act())
 
 
+def without_norm(c_in, *acts):
+    convs = (tritonconv.Conv2d(c_in if i == 0 else 8, 8, 3, padding=1) for i in range(len(acts)))
+    return nn.Sequential(*itertools.chain.from_iterable(zip(convs, acts, strict=True)))
+
+
+class PreActivated(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.bn1, self.conv1 = tritonconv.BatchNorm2d(8), tritonconv.Conv2d(8, inner, 1, bias=False)
+        self.bn2, self.conv2 = tritonconv.BatchNorm2d(inner), tritonconv.Conv2d(inner, 8, 3, 1, 1)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        return self.conv2(self.act(self.bn2(self.conv1(self.act(self.bn1(x)))))) + x
+
+
 TRUNKS = {
     "ResNet": lambda: nn.Sequential(
         stem(nn.ReLU), BasicBlock(8, 8), BasicBlock(8, 6, 2), BasicBlock(6, 6)
@@ -41,6 +57,14 @@ TRUNKS = {
     "MobileNetV2": lambda: nn.Sequential(
         stem(nn.ReLU6), InvertedResidual(8, 8, 1, 1), InvertedResidual(8, 6, 2, 2),
         InvertedResidual(6, 6, 1, 2),
+    ),
+    "without batch norm": lambda: nn.Sequential(
+        without_norm(3, nn.ReLU(), nn.LeakyReLU()), nn.Tanh(),
+        without_norm(8, nn.SiLU(), nn.Sigmoid()), nn.Tanh(),
+        without_norm(8, nn.GELU()), nn.Tanh(), without_norm(8, nn.ReLU6(), nn.Identity()),
+    ),
+    "pre-activation": lambda: nn.Sequential(
+        stem(nn.Hardswish), PreActivated(4), PreActivated(5), PreActivated(6)
     ),
 }  # fmt: skip
 
