@@ -33,7 +33,7 @@ from .._common import (
 from .._launch import launch
 from .._split import pixel_share, sum_dtype
 from .activation import activated, passed
-from .normalise import coefficients, row, vector
+from .normalise import coefficients, elements, row, vector
 from .stats import shares
 
 
@@ -42,7 +42,7 @@ def _batch_norm_sums_kernel(
     dy_ptr, x_ptr, mean_ptr, var_ptr, w_ptr, b_ptr, y_ptr, z_ptr, g_ptr, partial_ptr,
     pixels, C, pixels_a_split,  # dy, x, y, z, g [pixels, C], partial [splits, 2, C]; z: y computed
     ACTIVATION: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     C = units(C, UNIT)
     c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
@@ -50,7 +50,7 @@ def _batch_norm_sums_kernel(
         mean_ptr, var_ptr, w_ptr, b_ptr, c, c < C, EPS, ACC
     )  # fmt: skip
     sum_dy, sum_dy_x = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
-    for start in range(first, last, BLOCK_P):
+    for start in tl.range(first, last, BLOCK_P, num_stages=STAGES):
         p = start + tl.arange(0, BLOCK_P)
         inside = (p < last)[:, None] & (c < C)[None, :]
         offs = p[:, None] * C + c[None, :]
@@ -110,14 +110,16 @@ def _sums(dy, x, mean, var, w, b, eps, activation, y, z=None, g=None):
     sums = x.new_empty((2, C), dtype=sum_dtype(x.dtype))
     if x.numel() == 0:
         return sums.zero_()
-    programs, splits, pixels_a_split, blocks = shares(N * H * W, C)
+    # in float32 threads hold too little: blocks go through shared memory, and 2 are under way
+    rows, stages = (32, 3) if x.dtype == torch.float32 else (64, 1)
+    programs, splits, pixels_a_split, blocks = shares(N * H * W, C, rows)
     partial = _split.partial_sums(splits, sums)
     launch(
         _batch_norm_sums_kernel, programs,
         nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y),
         z, g, partial, N * H * W, C, pixels_a_split,
         activation, eps, accumulator(x.dtype), index_type(x),
-        out=tuple(t for t in (partial, z, g) if t is not None), **blocks,
+        out=tuple(t for t in (partial, z, g) if t is not None), STAGES=stages, **blocks,
     )  # fmt: skip
     return _split.add_splits(partial, sums)
 
@@ -159,7 +161,7 @@ def batch_norm_sums_and_g(dy, x, mean, var, w, b, eps, activation, y):
 
 def _bwd(dy, x, mean, var, w, b, eps, activation, y, sums, dx, g):
     N, C, H, W = x.shape
-    programs, blocks = pixel_blocks(N * H * W, C, 4096 // x.element_size())
+    programs, blocks = pixel_blocks(N * H * W, C, elements(x.dtype))
     launch(
         _batch_norm_bwd_kernel, programs,
         nhwc(dy), nhwc(x), row(mean), row(var), row(w), row(b), None if y is None else nhwc(y),

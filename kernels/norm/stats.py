@@ -24,6 +24,9 @@ from .._split import pixel_share, sum_dtype
 BLOCK_PARTS, BLOCK_CHANNELS = 256, 8
 
 
+STAGES = {2: 4, 4: 3, 8: 1}  # by element size: how many blocks a program has under way, and one
+
+
 @triton.jit
 def combine(n, mean, rest, var, more_n, more_mean, more_rest, more_var):
     """Count, mean and variance of two sets of values, of which either may be empty (Chan, 1983)."""
@@ -121,7 +124,7 @@ def _load_pixels(x_ptr, start, last, c, C, ACC: tl.constexpr, BLOCK_P: tl.conste
 def _batch_norm_stats_kernel(
     x_ptr, partial_ptr, pixels, C, pixels_a_split,  # x [pixels, C], partial [splits, 4, C]
     ACC: tl.constexpr, INDEX: tl.constexpr,
-    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     C = units(C, UNIT)
     c, split, first, last = pixel_share(pixels, C, pixels_a_split, INDEX, BLOCK_C)
@@ -135,7 +138,7 @@ def _batch_norm_stats_kernel(
     n = (last - first).to(ACC)
     share = 1.0 / n
     total, squares = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
-    for start in range(first, last, BLOCK_P):
+    for start in tl.range(first, last, BLOCK_P, num_stages=STAGES):
         x, inside = _load_pixels(x_ptr, start, last, c, C, ACC, BLOCK_P)
         offset = tl.where(inside, x - near[None, :], 0.0)
         total += offset * share
@@ -196,10 +199,10 @@ def _batch_norm_combine_kernel(
         store_statistics(out_ptr, own, c, C, c < C, n, mean, rest, var)
 
 
-def shares(pixels: int, C: int) -> tuple[int, int, int, dict[str, int]]:
-    """For a reduction over pixels: programs, splits, pixels in each, and the block sizes."""
+def shares(pixels: int, C: int, rows: int = 64) -> tuple[int, int, int, dict[str, int]]:
+    """For a reduction over pixels, `rows` a step: programs, splits, pixels in each, block sizes."""
     block_c = min(triton.next_power_of_2(C), 64)
-    block_p = min(4096 if INTERPRETED else 64, triton.next_power_of_2(pixels))
+    block_p = min(4096 if INTERPRETED else rows, triton.next_power_of_2(pixels))
     tiles_c = triton.cdiv(C, block_c)
     splits, pixels_a_split = _split.shares(tiles_c, pixels, triton.cdiv(pixels, block_p))
     blocks = {"UNIT": unit(C), "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 8}
@@ -266,6 +269,6 @@ def statistics(x: Tensor, running: Running | None = None) -> Tensor:
     launch(
         _batch_norm_stats_kernel, programs,
         nhwc(x), partial, N * H * W, C, pixels_a_split,
-        accumulator(x.dtype), index_type(x), out=partial, **blocks,
+        accumulator(x.dtype), index_type(x), out=partial, STAGES=STAGES[x.element_size()], **blocks,
     )  # fmt: skip
     return combined(partial, running)

@@ -34,6 +34,7 @@ class Launch(NamedTuple):
     spilled: int  # bytes
     shared: int  # bytes
     serialised: bool
+    limited: bool  # in registers
     narrow_offsets: int  # of matrices' elements, in 32 bits where they should have 64
     cubin: bytes
 
@@ -103,6 +104,7 @@ def _compile(kernel: triton.JITFunction, args: tuple, meta: dict) -> Launch:
         spilled=sum(map(int, re.findall(r"(\d+) bytes spill", ptxas))),
         shared=binary.metadata.shared,
         serialised="C7510" in ptxas or "C7515" in ptxas,
+        limited="maxnreg" in meta,
         narrow_offsets=_narrow_offsets(binary) if arguments.get("INDEX") == tl.int64 else 0,
         cubin=binary.asm["cubin"],
     )

@@ -35,13 +35,14 @@ def _product_kernel(
 
 
 def product(
-    m=128, n=64, k=64, warps=8, stages=3, K=1024, relu=False, index=tl.int32, dtype=torch.float16
-) -> Callable[[], None]:
+    m=128, n=64, k=64, warps=8, stages=3, K=1024, relu=False, index=tl.int32, dtype=torch.float16,
+    **options,
+) -> Callable[[], None]:  # fmt: skip
     def call() -> None:
         a, b, c = torch.empty(m, K, dtype=dtype), torch.empty(n, K, dtype=dtype), torch.empty(m, n)
         launch(
             _product_kernel, 1,
-            a, b, c, K, relu, index, m, n, k, stages, out=c, num_warps=warps,
+            a, b, c, K, relu, index, m, n, k, stages, out=c, num_warps=warps, **options,
         )  # fmt: skip
 
     return call
@@ -50,6 +51,8 @@ def product(
 PLANTS = {
     "sound on sm_80": (80, product(k=32)),
     "sound on sm_90": (90, product()),
+    "two blocks": (90, product(maxnreg=128)),
+    "one block": (90, product(stages=5, maxnreg=128)),
     "spill": (90, product(m=256, n=256)),
     "shared memory": (89, product(stages=6)),
     "narrow copies": (90, product(K=1001)),

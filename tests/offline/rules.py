@@ -9,6 +9,9 @@ from machine import MATRIX, Code, copies, inner_loop, overwritten, products
 
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes a block
 REGISTERS = 64 * 1024  # a multiprocessor
+SHARED_BY_ALL = 228 * 1024  # of a multiprocessor of sm_90, of which each block takes 1 KiB besides
+OUTPUTS = 2**14  # of a tile, of whose kind a multiprocessor of sm_90 is to hold two blocks
+HELD_TWICE = {"conv2d_gemm", "conv2d_boxes"}  # as are kernels whose registers are limited
 # A loop may access spilled values once in so many instructions: from triton 3.8 on, whose ptxas gives
 # that, too, for one more block.
 VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
@@ -93,6 +96,19 @@ def _slots(loop: Code, warps: int, dtype: str, capability: int) -> str:
     return f"{slots}/{multiply_adds // MULTIPLY_ADDS[dtype][capability]}"
 
 
+def resident(launch: Launch) -> int:
+    """Blocks that a multiprocessor of sm_90 holds; each warp takes registers in units of 256."""
+    registers = 32 * launch.warps * (-(-launch.registers // 8) * 8)
+    return min(REGISTERS // registers, SHARED_BY_ALL // (launch.shared + 1024), 64 // launch.warps)
+
+
+def _held_twice(launch: Launch) -> bool:
+    m, n, *_ = map(int, launch.tile.split()[0].split("x"))
+    return (
+        launch.kernel.removeprefix("_").removesuffix("_kernel") in HELD_TWICE and m * n <= OUTPUTS
+    )
+
+
 def faults(
     launch: Launch,
     code: Code,
@@ -119,6 +135,10 @@ def faults(
         found.append(f"{launch.shared} bytes of shared memory exceed {SHARED[capability]}")
     if launch.registers > 255 or launch.registers * launch.warps * 32 > REGISTERS:
         found.append(f"{launch.registers} registers in {launch.warps} warps are too many")
+    if launch.limited or (matrix and _held_twice(launch)):
+        blocks = resident(launch)
+        if blocks < 2:
+            found.append(f"{blocks} block a multiprocessor, not two")
     if launch.serialised:
         found.append("ptxas serialises wgmma")
     if launch.narrow_offsets:

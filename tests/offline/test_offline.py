@@ -30,7 +30,9 @@ def planted() -> dict[str, list[str]]:
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("plant", ["sound on sm_80", "sound on sm_90", "loop within budget"])
+@pytest.mark.parametrize(
+    "plant", ["sound on sm_80", "sound on sm_90", "two blocks", "loop within budget"]
+)
 def test_check_passes_what_is_sound(planted, plant):
     assert planted[plant] == []
 
@@ -38,6 +40,7 @@ def test_check_passes_what_is_sound(planted, plant):
 @pytest.mark.parametrize(
     ("plant", "fault"),
     [
+        ("one block", "1 block a multiprocessor"),
         ("spill", "spills"),
         ("shared memory", "shared memory exceed"),
         ("narrow copies", "less than 16 bytes"),

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from ..._common import unit, unravel
 from ..classes import class_taps, steps
-from ..epilogue import finish
+from ..epilogue import finish, pieces
 from ..family import Call, Family
 from ..geometry import SIZES
 from ..problem import Problem
@@ -37,11 +37,13 @@ def _conv2d_dgrad_kernel(
     UNIT_C: tl.constexpr, UNIT_CO: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PIECES: tl.constexpr,
 ):  # fmt: skip
     CG, COG = units_c * UNIT_C, units_co * UNIT_CO  # in units, to know what divides them
     program = tl.program_id(0)
     tiles_n = tl.cdiv(CG, BLOCK_N)
-    n = program % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile_n = program % tiles_n
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     program = program // tiles_n
     group = program % GROUPS
     program = program // GROUPS
@@ -75,13 +77,17 @@ def _conv2d_dgrad_kernel(
         FORM, TAIL, PRECISION, BLOCK_K, STAGES,
     )  # fmt: skip
 
-    c = group * CG + n
-    finish(
-        acc, dx_ptr, ((image * H + h) * W + w)[:, None] * C + c[None, :], m < pixels,
-        tl.minimum(tl.maximum(pixels - start, 0), BLOCK_M), c, C, n < CG, program,
-        b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
-        EPS, ACTIVATION, ACC,
-    )  # fmt: skip
+    PIECE: tl.constexpr = BLOCK_N // PIECES
+    acc = pieces(acc, PIECES)
+    for i in tl.static_range(PIECES):
+        n = tile_n * BLOCK_N + i * PIECE + tl.arange(0, PIECE)
+        c = group * CG + n
+        finish(
+            acc[i], dx_ptr, ((image * H + h) * W + w)[:, None] * C + c[None, :], m < pixels,
+            tl.minimum(tl.maximum(pixels - start, 0), BLOCK_M), c, C, n < CG, program,
+            b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+            EPS, ACTIVATION, ACC,
+        )  # fmt: skip
 
 
 def _shape(p: Problem) -> tuple[int, int, int, int]:
@@ -110,6 +116,7 @@ def _prepare(p: Problem, tile: tiles.Tile) -> Call:
             **{"FORM": which, "TAIL": COG % tile.k != 0, "UNIT_C": unit_c, "UNIT_CO": unit_co},
             **p.numbers,
             **tile.constants,
+            **tiles.room(p, tile, which),
         },
         parts=parts,
     )

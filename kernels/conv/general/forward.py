@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ..._common import unit, unravel
-from ..epilogue import finish
+from ..epilogue import finish, pieces
 from ..family import Call, Family
 from ..geometry import SIZES
 from ..problem import Problem
@@ -28,6 +28,7 @@ def _conv2d_fwd_kernel(
     UNIT_C: tl.constexpr, UNIT_CO: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PIECES: tl.constexpr,
 ):  # fmt: skip
     CG, COG = units_c * UNIT_C, units_co * UNIT_CO  # in units, to know what divides them
     program = tl.program_id(0)
@@ -49,13 +50,17 @@ def _conv2d_fwd_kernel(
         KH, KW, CG, DH, DW, FORM, TAIL, PRECISION, BLOCK_K, STAGES,
     )  # fmt: skip
 
-    o = group * COG + n
-    finish(
-        acc, y_ptr, m[:, None] * CO + o[None, :], m < pixels, tl.minimum(pixels - start, BLOCK_M),
-        o, CO, n < COG, program // (tiles_n * GROUPS),
-        b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
-        EPS, ACTIVATION, ACC,
-    )  # fmt: skip
+    PIECE: tl.constexpr = BLOCK_N // PIECES
+    acc = pieces(acc, PIECES)
+    for i in tl.static_range(PIECES):
+        n = program % tiles_n * BLOCK_N + i * PIECE + tl.arange(0, PIECE)
+        o = group * COG + n
+        finish(
+            acc[i], y_ptr, m[:, None] * CO + o[None, :], m < pixels,
+            tl.minimum(pixels - start, BLOCK_M), o, CO, n < COG, program // (tiles_n * GROUPS),
+            b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+            EPS, ACTIVATION, ACC,
+        )  # fmt: skip
 
 
 def _shape(p: Problem) -> tuple[int, int, int, int]:
@@ -82,6 +87,7 @@ def _prepare(p: Problem, tile: tiles.Tile) -> Call:
             **{"UNIT_C": unit_c, "UNIT_CO": unit_co},
             **p.numbers,
             **tile.constants,
+            **tiles.room(p, tile, form(KH * KW, CG)),
         },
         parts=tiles_m,
     )

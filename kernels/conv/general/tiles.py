@@ -10,9 +10,11 @@ import itertools
 from typing import NamedTuple
 
 import triton
+import triton.language as tl
 
 from ..._common import unit
 from ..._launch import INTERPRETED_BLOCK
+from .. import epilogue
 from ..problem import Problem
 
 
@@ -74,6 +76,16 @@ UNALIGNED = {
 }
 LEAST_ASYNCHRONOUS = 4  # bytes that one asynchronous copy takes
 STEP = 2**17  # elements that cost the interpreter as much as a step's fixed part
+
+
+def room(p: Problem, tile: Tile, form: str) -> dict[str, int]:
+    """Constants by which the epilogue leaves room for two programs of 8 warps, where the loop does:
+    not where it copies a few bytes at a time, or keeps more of each tap than a bit."""
+    aligned = all(unit(c) * p.dtype.itemsize >= 16 for c in p.channels)
+    on_hopper = p.capability is None or p.capability[0] == 9
+    if aligned and on_hopper and form == "bits" and p.index == tl.int32:
+        return epilogue.room(tile, False) if tile.warps == 8 else {"PIECES": 1}
+    return {"PIECES": 1}
 
 
 def serving(p: Problem, m: int, n: int, k: int, channels: int) -> tuple[Tile, ...]:
