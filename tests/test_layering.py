@@ -66,7 +66,8 @@ def allowed(path: str) -> set[str]:
         return NORM
     folder = Path(path).parent
     if folder.name in FAMILIES:
-        shared = {"general", "gemm", "tma"}  # whose tiles, sizes and copies serve other families
+        # whose tiles, sizes, checks and copies serve other families
+        shared = {"general", "gemm", "grouped", "tma"}
         return FAMILY | shared | {p.stem for p in (ROOT / folder).glob("*.py")}
     if path == "kernels/conv/dispatch.py":
         return FAMILY | FAMILIES | {"_plan", "measured", "tuned"}

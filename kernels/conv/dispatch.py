@@ -38,7 +38,10 @@ from .grouped.rows_wgrad import WGRAD as ROWS_WGRAD
 from .grouped.wgrad import WGRAD as GROUPED_WGRAD
 from .precision import input_precision
 from .problem import Problem, problem
+from .stem.dgrad import DGRAD as CELLS_DGRAD
 from .stem.forward import FORWARD as STEM_FORWARD
+from .stem.padded import FORWARD as PADDED_FORWARD
+from .stem.padded_wgrad import WGRAD as PADDED_WGRAD
 from .stem.wgrad import WGRAD as STEM_WGRAD
 from .stream.product import DGRAD as STREAM_DGRAD
 from .stream.product import FORWARD as STREAM_FORWARD
@@ -50,6 +53,7 @@ FAMILIES = {
         COLUMNS_FORWARD,
         DEPTHWISE_FORWARD,
         GROUPED_FORWARD,
+        PADDED_FORWARD,
         STEM_FORWARD,
         STREAM_FORWARD,
         GEMM_FORWARD,
@@ -60,6 +64,7 @@ FAMILIES = {
         COLUMNS_DGRAD,
         DEPTHWISE_DGRAD,
         GROUPED_DGRAD,
+        CELLS_DGRAD,
         STREAM_DGRAD,
         GEMM_DGRAD,
         BOXES_DGRAD,
@@ -70,6 +75,7 @@ FAMILIES = {
         DEPTHWISE_WGRAD,
         ROWS_WGRAD,
         GROUPED_WGRAD,
+        PADDED_WGRAD,
         STEM_WGRAD,
         GEMM_WGRAD,
         BOXES_WGRAD,

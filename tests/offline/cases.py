@@ -42,7 +42,10 @@ CACHED_KERNELS = {
     "conv2d_grouped_dgrad",
     "conv2d_grouped_wgrad",
     "conv2d_stem_fwd",
+    "conv2d_stem_dgrad",
     "conv2d_stem_wgrad",
+    "conv2d_padded_stem",
+    "conv2d_padded_stem_wgrad",
 }
 MATRIX_KERNELS |= CACHED_KERNELS
 
@@ -57,6 +60,11 @@ NARROW = {
     "conv2d_grouped_fwd": "a group's weights are narrower than a copy",
     "conv2d_grouped_dgrad": "a group's weights are narrower than a copy",
     "conv2d_stem_fwd": "a window's rows start at any element",
+    "stem_copy": "pixels of 3 channels start at any element",
+    "stem_cells": "a cell's weights lie apart",
+    "conv2d_stem_dgrad": "a step's weights are fewer than 16 bytes a thread",
+    "conv2d_padded_stem": "a window's rows are of whole pixels, of 8 bytes",
+    "conv2d_padded_stem_wgrad": "a window's rows are of whole pixels, of 8 bytes",
     "conv2d_stem_wgrad": "a window's rows start at any element",
 }
 
@@ -275,10 +283,12 @@ def grouped(c: int, dtype: str, groups=32, stride=1) -> Case:
     return Case(name, dtype, call, family="grouped")
 
 
-def stem(c: int, co: int, k: int, dtype: str, stride=1) -> Case:
-    call = conv(c, co, k, size=64, stride=stride, padding=k // 2, grads="w")
-    name = f"{k}x{k}{f'/{stride}' if stride > 1 else ''} {c}-{co} stem"
-    return Case(name, dtype, call, ODD_SUM if k * k * c * co % 16 else {}, family="stem")
+def stem(c: int, co: int, k: int, dtype: str, stride=1, family="stem", grads="w") -> Case:
+    call = conv(c, co, k, size=64, stride=stride, padding=k // 2, grads=grads)
+    name = (
+        f"{k}x{k}{f'/{stride}' if stride > 1 else ''} {c}-{co} {family}{' dgrad' * (grads == 'x')}"
+    )
+    return Case(name, dtype, call, ODD_SUM if k * k * c * co % 16 else {}, family=family)
 
 
 max_pool2d, avg_pool2d = tritonconv.max_pool2d, tritonconv.avg_pool2d
@@ -375,6 +385,15 @@ FORMS = (
     stem(3, 32, 3, "bf16", stride=2),
     stem(3, 96, 11, "fp16", stride=4),
     stem(1, 6, 5, "fp16"),
+    *(stem(3, 64, 7, dtype, 2, "cells", "x") for dtype in ("fp16", "bf16", "tf32", "fp32", "fp64")),
+    stem(3, 96, 11, "fp16", 4, "cells", "x"),
+    *(stem(3, 64, 7, dtype, 2, "padded") for dtype in ("fp16", "bf16")),
+    stem(3, 32, 3, "fp16", 2, "padded"),
+    *(
+        Case(f"7x7/2 3-64 padded {name}", "fp16", call, plain="7x7/2 3-64 padded", family="padded")
+        for name, call in epilogues(3, 64, 7, 2).items()
+        if name != "added"
+    ),
     depthwise("3x3/2", "fp16", 3, stride=2),
     depthwise("5x5", "bf16", 5),
     depthwise("31x31", "fp16", 31),
