@@ -39,8 +39,7 @@ class Applied(NamedTuple):
     prepare: Callable | None = None
     finish: Callable | None = None
 
-    def result(self, name: str) -> Any:
-        refuse_transforms(name, *self.tensors)
+    def result(self) -> Any:
         results = self.function.apply(*self.tensors, *self.options)
         return results if self.finish is None else self.finish(results)
 
@@ -62,12 +61,13 @@ def recalled(depends_on: Callable[[Tensor], tuple] | None = None) -> Callable:
                 call = _calls.get(key)
                 if call is not None:
                     return call(tensors)
+            refuse_transforms(name, *tensors)
             applied = check(name, tensors, *options)
             if not isinstance(applied, Applied):
                 return applied
             if key is not None:
                 _calls.add(key, Call(applied, depends_on))
-            return applied.result(name)
+            return applied.result()
 
         return called
 
