@@ -111,18 +111,21 @@ def forget() -> None:
     _generation += 1
 
 
-def planned(plans: Remembered, key: Any, function: Callable, tensors: Sequence) -> tuple:
+def planned(
+    plans: Remembered, key: Any, function: Callable, tensors: Sequence, ran: bool = False
+) -> tuple:
     """function(*tensors), a tuple of tensors and Nones; the first one tells where it runs.
 
     Replayed where it was recorded under this key, which says all that its steps depend on: of the
     tensors their signature.  Recorded in its second call: the first one compiles, and may be the
-    only one.
+    only one.  In its first where it ran before, apart.
     """
     plan = plans.get(key, plans)
     if plan is plans:
         plans.add(key, None)
-        return function(*tensors)
-    if plan:
+        if not ran:
+            return function(*tensors)
+    elif plan:
         return plan(tensors)
     if plan is NO_PLAN or (not INTERPRETED and stream_of(tensors[0].get_device()) is None):
         return function(*tensors)

@@ -39,8 +39,7 @@ class Applied(NamedTuple):
     prepare: Callable | None = None
     finish: Callable | None = None
 
-    def result(self, name: str) -> Any:
-        refuse_transforms(name, *self.tensors)
+    def result(self) -> Any:
         results = self.function.apply(*self.tensors, *self.options)
         return results if self.finish is None else self.finish(results)
 
@@ -62,12 +61,13 @@ def recalled(depends_on: Callable[[Tensor], tuple] | None = None) -> Callable:
                 call = _calls.get(key)
                 if call is not None:
                     return call(tensors)
+            refuse_transforms(name, *tensors)
             applied = check(name, tensors, *options)
             if not isinstance(applied, Applied):
                 return applied
             if key is not None:
                 _calls.add(key, Call(applied, depends_on))
-            return applied.result(name)
+            return applied.result()
 
         return called
 
@@ -125,7 +125,6 @@ class Call:
         self.apply = _applying(self.function) if any(self.needs) else None
         self.depends_on = depends_on
         self.plans = Remembered(MOST_PLANS)
-        self.plans["forward"] = None  # it ran already
         self.context, self.outputs, self.marked = None, 1, ()
 
     def __call__(self, tensors: Sequence[Tensor | None]) -> Any:
@@ -134,7 +133,7 @@ class Call:
         if self.apply is not None:
             results = self.apply(self, *tensors)
         else:
-            results = planned(self.plans, "forward", self.forward, tensors)[: self.outputs]
+            results = planned(self.plans, "forward", self.forward, tensors, True)[: self.outputs]
             if self.outputs == 1:
                 (results,) = results
         return results if self.finish is None else self.finish(results)
@@ -158,7 +157,7 @@ class Call:
             if found is not None:
                 state = () if self.depends_on is None else self.depends_on(tensors[0])
                 function = functools.partial(self.gradients, needs)
-                return planned(self.plans, (needs, found, *state), function, tensors)
+                return planned(self.plans, (needs, found, *state), function, tensors, True)
         return self.gradients(needs, *tensors)
 
     def gradients(self, needs: tuple[bool, ...], *tensors: Tensor | None) -> tuple:
@@ -173,7 +172,7 @@ class PlannedFunction(Function):
 
     @staticmethod
     def forward(ctx, call, *tensors):
-        results = planned(call.plans, "forward", call.forward, tensors)
+        results = planned(call.plans, "forward", call.forward, tensors, True)
         ctx.call, outputs = call, call.outputs
         ctx.save_for_backward(*results[outputs:])
         if outputs == 1:
