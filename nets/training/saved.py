@@ -1,5 +1,6 @@
 """What a training leaves for others to read, without running code: a network, and all about it."""
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,13 @@ def network(path: Path, device: torch.device) -> tuple[nn.Module, About]:
     except Exception as error:
         raise not_a_checkpoint(path) from error
     return model.to(device).eval(), about
+
+
+def packed(value: Any) -> memoryview:
+    """What torch.save writes, for a plain file: a full disk is then a plain error."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getbuffer()
 
 
 def read(path: Path, what: str = "a checkpoint") -> Any:

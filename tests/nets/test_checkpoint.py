@@ -1,4 +1,5 @@
 import copy
+import errno
 import os
 import re
 import shutil
@@ -279,6 +280,50 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, capfd):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert path.read_bytes() == first
         assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_full_disk_ends_the_training_in_one_line(unbroken, tmp_path, capsys, monkeypatch):
+    whole, data = unbroken
+    start, writes, replace = argv(data, tmp_path / "broken"), [], os.replace
+
+    def full(source, target):
+        writes.append(target)
+        if len(writes) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SystemExit) as stopped:
+        main(start)
+    assert stopped.value.code == 2
+    assert re.fullmatch(
+        r"tritonconv\.nets: error: .*No space left on device: '.*checkpoint.*'; the last checkpoint "
+        r"is whole, go on with --resume\n",
+        capsys.readouterr().err,
+    )
+    monkeypatch.undo()
+    main([*start, "--resume"])
+    assert_same_run(whole, tmp_path / "broken")
+
+
+def test_a_run_stopped_between_test_images_resumes_to_the_same_bits(tmp_path):
+    whole, part, resumed = (probing("cpu", None) for _ in range(3))
+    list(whole.epochs())
+
+    def stop():
+        checkpoint.save(tmp_path / "run.pt", part, {}, ABOUT)
+        raise StopError
+
+    with pytest.raises(StopError):
+        list(part.epochs(after_test=stop))
+    checkpoint.load(tmp_path / "run.pt", resumed, {})
+    assert resumed.step == 3  # all of the first epoch
+    list(resumed.epochs())
+    a, b = whole.state_dict(), resumed.state_dict()
+    assert_same_bits(a["learners"], b["learners"])
+    assert [list(map(results, epoch)) for epoch in whole.history] == [
+        list(map(results, epoch)) for epoch in resumed.history
+    ]
 
 
 def test_the_last_k_checkpoints_are_kept(tmp_path):
