@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from small_net import SmallNetDropout
 from tritonconv.nets.__main__ import main
 from tritonconv.nets.registry import NETWORKS, Network
+from tritonconv.nets.training import profile, report, run  # noqa: F401  once, before the forks
+from tritonconv.nets.training.data import digits
 from tritonconv.nets.training.saved import network
 
 ARGV = ["train", "resnet50", "--size", "28", "--augment", "--batch-size", "256", "--epochs", "3",
@@ -46,6 +49,8 @@ def start(out: Path) -> int:
         code = ended.code
     except KeyboardInterrupt:
         code = 130
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -67,8 +72,9 @@ def assert_same(a: tuple, b: tuple) -> None:
     assert all(torch.equal(a[1][name], b[1][name]) for name in a[1])
 
 
-def run(kills: int) -> str:
+def trial(kills: int) -> str:
     torch.set_num_threads(1)  # threads do not survive a fork
+    digits()  # imports what it needs, once
     NETWORKS["resnet50"] = Network(SmallNetDropout, 224)
     root, generator, sent, ends = Path(tempfile.mkdtemp()), random.Random(0), Counter(), Counter()
     begun = time.monotonic()
@@ -101,4 +107,4 @@ def run(kills: int) -> str:
 
 
 if __name__ == "__main__":
-    print(run(int(sys.argv[1]) if len(sys.argv) > 1 else 100))
+    print(trial(int(sys.argv[1]) if len(sys.argv) > 1 else 100))
