@@ -16,6 +16,7 @@ from .resnet import (
     resnext50_32x4d,
     wide_resnet50_2,
 )
+from .training.graph import graph_step
 from .vgg import (
     VGG,
     vgg11,
@@ -41,6 +42,7 @@ __all__ = [
     "alexnet_two_tower",
     "googlenet",
     "googlenet_plain",
+    "graph_step",
     "mobilenet_v2",
     "nin",
     "nin_cifar",

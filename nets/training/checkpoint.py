@@ -3,14 +3,11 @@
 Beside what the run needs to go on it has what saved.About says.
 """
 
-import io
 from pathlib import Path
-
-import torch
 
 from .._files import replacing
 from .run import Run
-from .saved import About, not_a_checkpoint, parts
+from .saved import About, not_a_checkpoint, packed, parts
 
 Settings = dict[str, str | int | float | bool | None]
 
@@ -23,11 +20,9 @@ def save(path: Path, run: Run, settings: Settings, about: About, keep: int = 1) 
     state = run.state_dict()
     if run.ranks.rank:
         return
-    content = io.BytesIO()  # a full disk is then a plain file's error
-    saved = {"settings": settings, "about": about.state_dict(), "run": state}
-    torch.save(saved, content)
+    content = packed({"settings": settings, "about": about.state_dict(), "run": state})
     with replacing(path, keep) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content)
 
 
 def load(path: Path, run: Run, settings: Settings) -> None:

@@ -7,12 +7,12 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from .._extras import demo_extra
 from .._files import replacing
 from .metrics import Metrics
+from .saved import packed
 
 with demo_extra():
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ def write_weights(path: Path, model: nn.Module) -> None:
     """The state_dict, on the CPU: torch.load(path, weights_only=True) reads it anywhere."""
     values = {name: value.cpu() for name, value in model.state_dict().items()}
     with replacing(path) as temporary:
-        torch.save(values, temporary)
+        temporary.write_bytes(packed(values))
 
 
 def write_metrics(path: Path, history: Sequence[Metrics]) -> None:

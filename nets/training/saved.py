@@ -1,5 +1,7 @@
 """What a training leaves for others to read, without running code: a network, and all about it."""
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,12 +55,23 @@ def network(path: Path, device: torch.device) -> tuple[nn.Module, About]:
     return model.to(device).eval(), about
 
 
+def packed(value: Any) -> memoryview:
+    """What torch.save writes, for a plain file: a full disk is then a plain error."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getbuffer()
+
+
 def read(path: Path, what: str = "a checkpoint") -> Any:
     """What torch.save wrote, as far as it is tensors, numbers and names.
 
     Raises OSError for a file that cannot be read, ValueError for one of another kind.
     """
     try:
+        if zipfile.is_zipfile(path):  # torch does not look at the checksums that it writes
+            with zipfile.ZipFile(path) as file:
+                if file.testzip():
+                    raise zipfile.BadZipFile
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(

@@ -223,3 +223,22 @@ def test_train_names_a_bad_file_and_leaves_a_checkpoint(small, folder, tmp_path,
     err = capsys.readouterr().err
     assert re.fullmatch(r"tritonconv\.nets: error: .*red/0\.png: cannot be read .*--resume\n", err)
     assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_the_worked_example_leads_from_a_folder_to_predictions(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (commands,) = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "training.md", "exec"), {})
+    said = []
+    for command in commands.splitlines():
+        assert command.startswith("python -m tritonconv.nets ")
+        main(command.split()[3:])
+        said.append(capsys.readouterr().out.splitlines())
+    trained, predicted, evaluated, shown = said
+    assert "24 training images, 8 test images" in trained[0]
+    assert predicted[::3] == ["shapes/val/disc/0.jpg", "shapes/val/square/0.jpg"]
+    accuracy = re.search(r"test loss \S+ acc (\S+)", trained[2])[1]
+    assert evaluated[0].startswith(f"accuracy {accuracy}")
+    assert shown == ["features  features.png"]
