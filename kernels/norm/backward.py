@@ -102,6 +102,9 @@ def _batch_norm_bwd_kernel(
         tl.store(dx_ptr + offs, dx * scale[None, :], mask=inside)
 
 
+# rows and stages of the sums; in float32 threads hold too little: blocks go through shared memory,
+# and 2 are under way; in float64 what a thread computes takes all its registers
+STEPS = {torch.float32: (32, 3), torch.float64: (32, 1)}
 FORWARD = "Tensor x, Tensor? mean, Tensor? var, Tensor? w, Tensor? b, float eps, str activation"
 
 
@@ -110,8 +113,7 @@ def _sums(dy, x, mean, var, w, b, eps, activation, y, z=None, g=None):
     sums = x.new_empty((2, C), dtype=sum_dtype(x.dtype))
     if x.numel() == 0:
         return sums.zero_()
-    # in float32 threads hold too little: blocks go through shared memory, and 2 are under way
-    rows, stages = (32, 3) if x.dtype == torch.float32 else (64, 1)
+    rows, stages = STEPS.get(x.dtype, (64, 1))
     programs, splits, pixels_a_split, blocks = shares(N * H * W, C, rows)
     partial = _split.partial_sums(splits, sums)
     launch(
