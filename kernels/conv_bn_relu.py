@@ -9,7 +9,8 @@ result and, beside a residual, y.
 
 from torch import Tensor
 
-from ._chain import Block, Chain, Tensors, Unit, chain_key, remembered
+from ._block import Block, Tensors, Unit
+from ._chain import Chain, chain_key, remembered
 from ._common import Size, as_given, images, public, real
 from ._conv import as_images, check_channels, fitted, formats, geometry, operands
 from ._plan import plannable

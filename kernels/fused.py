@@ -13,17 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ._chain import (
-    Block,
-    Chain,
-    Tensors,
-    Unit,
-    chain_key,
-    composed,
-    main_units,
-    remembered,
-)
+from ._block import Block, Tensors, Unit, main_units
+from ._chain import Chain, chain_key, remembered
 from ._common import FLOATING, autocast, autocast_dtype, layout
+from ._composed import composed
 from ._conv import fitted, geometry
 from ._plan import plannable
 from ._split import sum_dtype

@@ -52,7 +52,17 @@ FAMILY = {"_common", "_launch", "_split", "norm", "conv"} | {
 }
 OPS = FAMILY | {"dispatch"}
 # what runs modules as a chain of fused operators
-FUSED = {"_chain", "_common", "_conv", "_plan", "_split", "batch_norm", "conv_bn_relu"} | {
+FUSED = {
+    "_block",
+    "_chain",
+    "_common",
+    "_composed",
+    "_conv",
+    "_plan",
+    "_split",
+    "batch_norm",
+    "conv_bn_relu",
+} | {
     "conv_transpose2d",
     "modules",
     "norm",
@@ -82,17 +92,22 @@ def allowed(path: str) -> set[str]:
         "kernels/conv_transpose2d.py": OPERATOR | {"_conv", "conv", "conv2d"},
         "kernels/conv1d.py": {"_common", "conv2d", "conv_transpose2d"},
         "kernels/modules.py": {p.stem for p in ROOT.glob("kernels/[a-z]*.py")} | {"_common"},
+        "kernels/_block.py": {"_common", "batch_norm", "conv", "norm"},
+        "kernels/_block_backward.py": {"_block", "conv", "norm"},
+        "kernels/_composed.py": {"_block", "batch_norm", "conv", "conv2d", "norm"},
         "kernels/_chain.py": {
+            "_block",
+            "_block_backward",
             "_common",
+            "_composed",
             "_plan",
             "_remembered",
             "_signature",
-            "batch_norm",
             "conv",
-            "conv2d",
             "norm",
         },
         "kernels/conv_bn_relu.py": {
+            "_block",
             "_common",
             "_conv",
             "_chain",
