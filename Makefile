@@ -32,7 +32,8 @@ test: $(install)
 STUBBED := .venv-torch-2.11.0/bin/python
 test-stub: .venv-torch-2.11.0/installed
 	$(STUBBED) tests/stub/run.py $(STUBBED) -m pytest -p no:benchmark \
-		tests/kernels/test_launch.py tests/kernels/test_plan.py \
+		tests/benchmarks/test_step.py $(addprefix tests/kernels/test_,$(addsuffix .py, \
+		launch plan recall arguments dispatch_keys in_place)) \
 		tests/nets/test_graph.py::test_a_step_waits_for_nothing
 
 lint: $(install)

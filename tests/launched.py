@@ -50,6 +50,7 @@ on_gpu = pytest.mark.skipif(_launch.INTERPRETED, reason="the interpreter prepare
 on_stub = pytest.mark.skipif(
     stub() is None, reason="only the stub GPU logs launches: make test-stub"
 )
+of_numbers = pytest.mark.skipif(stub() is not None, reason="the stub computes nothing")
 
 
 def launched(call: Callable[[], object]) -> list[Launched]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import tritonconv
+from launched import repeats, stub
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -130,6 +131,9 @@ def assert_close(
     operand_eps: the rounding of the products' operands (TF32's), whose errors are independent.
     """
     for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a.shape == e.shape, f"result {number} has another shape"
+        if stub() is not None:  # its numbers are nobody's
+            continue
         eps = torch.finfo(torch.promote_types(a.dtype, torch.float32)).eps
         bound = torch.finfo(a.dtype).eps * e.abs() + 2 * reduced * eps
         bound += 8 * math.sqrt(reduced) * operand_eps
@@ -142,7 +146,8 @@ def assert_close(
 
 def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
     for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert torch.equal(a.cpu().double(), e.cpu().double()), f"result {number} differs"
+        assert a.shape == e.shape, f"result {number} has another shape"
+        assert repeats(a.cpu().double(), e.cpu().double()), f"result {number} differs"
 
 
 class Dispatched(TorchDispatchMode):

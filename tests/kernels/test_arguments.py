@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import tritonconv
+from launched import of_numbers
 from reference import assert_close
 from torch import nn
 from torch.nn import functional as F
@@ -133,6 +134,7 @@ def test_norm_refuses_what_has_no_channels(shape, device):
         tritonconv.batch_norm(torch.randn(shape, device=device), None, None, training=True)
 
 
+@of_numbers
 def test_norm_takes_any_rank(device):
     x = torch.randn((2, 3, *(2,) * 7))
     ours = tritonconv.batch_norm(x.to(device), None, None, training=True)
@@ -161,6 +163,7 @@ FAR = [2**31 - 1, 2**31 - 2]
 
 @pytest.mark.parametrize("far", FAR)
 @pytest.mark.parametrize("groups", [1, 2, 4])
+@of_numbers
 def test_steps_that_lead_nowhere_change_nothing(far, groups, device):
     """A single tap has no distance to another, a single window none to the next."""
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
@@ -183,6 +186,7 @@ def test_steps_that_lead_nowhere_change_nothing(far, groups, device):
 
 
 @pytest.mark.parametrize("far", FAR)
+@of_numbers
 def test_far_steps_of_other_operators_change_nothing(far, device):
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
     pixel, w = x[:, :, :1, :1].contiguous(), torch.randn(4, 4, 3, 3).double()
@@ -231,6 +235,7 @@ def test_max_pool_padding_is_at_most_half_the_window(device):
             f(given, 3, 1, padding=2, dilation=2)
 
 
+@of_numbers
 def test_layers_of_numpy_integers_run(device):
     x = torch.randn(1, 4, 8, 8)
     for theirs in (
@@ -246,6 +251,7 @@ def test_layers_of_numpy_integers_run(device):
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
+@of_numbers
 def test_norm_layer_without_a_count_of_batches(momentum, device):
     x = torch.randn(4, 3, 2, 2)
     results = []
@@ -257,6 +263,7 @@ def test_norm_layer_without_a_count_of_batches(momentum, device):
     torch.testing.assert_close(*results)
 
 
+@of_numbers
 def test_norm_layer_whose_statistics_are_switched_on_later(device):
     x = torch.randn(4, 3, 2, 2)
     results = []

@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 import tritonconv
+from launched import of_numbers
 from reference import assert_equal
 from samples import MODULES, OPERATORS, inputs, module_input, small_model
 from torch import fx, nn
@@ -148,6 +149,7 @@ def test_symbolic_trace_records_the_operator(operator, device):
 
 
 @pytest.mark.parametrize("name", MODULES)
+@of_numbers
 def test_layer_is_a_leaf_of_a_traced_graph(name, device):
     model = nn.Sequential(getattr(tritonconv, name)(**MODULES[name])).to(device)
     count = getattr(model[0], "num_batches_tracked", torch.zeros(())).clone()

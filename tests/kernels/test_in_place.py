@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import tritonconv
+from launched import of_numbers
 from reference import Case, assert_close, in_float64
 from torch import nn
 from torch.nn import functional as F
@@ -74,6 +75,7 @@ def strides_of(shape, memory_format) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("rank", [2, 3, 4, 5])
 @pytest.mark.parametrize("training", [True, False])
+@of_numbers
 def test_normalised_result_is_changed_in_place(rank, training, device):
     for sizes in itertools.product((1, 3), repeat=rank - 2):
         for N, C in itertools.product((1, 2), (1, 3)):
@@ -103,6 +105,7 @@ def test_batch_norm_of_one_image_has_the_strides_of_its_format(device):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("given", [True, False])
+@of_numbers
 def test_fused_result_is_changed_in_place(training, given, device):
     """Where it is kept for the backward, torch notices, as it does of its own ReLU."""
     for shape in ((2, 3, 1, 1), (2, 3, 4, 4)):
@@ -122,6 +125,7 @@ def test_fused_result_is_changed_in_place(training, given, device):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
+@of_numbers
 def test_result_without_gradient_is_changed_where_there_is_one(operator, device):
     """As features of a frozen backbone are: a view made without gradients would refuse."""
     for shape in ((2, 3, 4, 4), (1, 1, 1, 1)):
@@ -170,6 +174,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
+@of_numbers
 def test_model_with_in_place_layers_trains(name, device):
     make, shape = MODELS[name]
     theirs = make().double()

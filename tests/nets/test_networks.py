@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import pytest
 import torch
 import tritonconv
 from torch import Tensor, nn
-from tritonconv import as_torch, nets
+from tritonconv import as_torch, fuse, nets
 from tritonconv.nets.googlenet import InceptionAux
 from tritonconv.nets.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -450,6 +451,31 @@ def test_network_compiles_into_one_graph(device, make, shape):
     twin, x = as_torch(model), torch.rand(shape, dtype=torch.float64, device=device)
     y = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
     torch.testing.assert_close(y, twin(x), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_fused_resnet50_calls_each_chain_once(device):
+    """In one graph: a Function for each of its blocks, its stem and its two pools, no convolution
+    or batch norm beside them."""
+    torch._dynamo.reset()
+    model = fuse(nets.resnet50()).to(device, memory_format=torch.channels_last)
+    graphs = []
+
+    def nothing_computed(graph: torch.fx.GraphModule, inputs) -> Callable:
+        graphs.append(graph.graph)
+        (results,) = (node.args[0] for node in graph.graph.nodes if node.op == "output")
+        like = [node.meta["example_value"] for node in results]
+        return lambda *_: tuple(torch.zeros(t.shape, dtype=t.dtype, device=device) for t in like)
+
+    images = torch.zeros(2, 3, 64, 64, device=device).to(memory_format=torch.channels_last)
+    with torch.autocast(device, torch.bfloat16):
+        logits = torch.compile(model, fullgraph=True, backend=nothing_computed)(images)
+    assert logits.shape == (2, 1000)
+    (graph,) = graphs
+    called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    functions = [name for name in called if "autograd_function_apply" in name]
+    assert len(functions) == 16 + 1 + 2
+    assert not [name for name in called if re.search("conv|pool|norm", name)]
 
 
 @pytest.mark.parametrize(("make", "shape"), CAPTURED.values(), ids=CAPTURED)
