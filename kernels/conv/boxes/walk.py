@@ -34,7 +34,6 @@ from ..geometry import SIZES
 from ..problem import Problem
 
 LEAST_K = 16  # elements of a matrix instruction
-LONG = 2048  # elements of a sum that hide statistics of a program that has a multiprocessor alone
 STEPS = ("H0", "W0", "STEP_H", "STEP_W", "boxes_h", "boxes_w")
 
 
@@ -272,8 +271,6 @@ def _configs(p: Problem) -> tuple[Tile, ...]:
         # under triton 3.6 the products of the largest wait for one another
         tiles = tuple(t for t in tiles if t.m * t.n < tma.LARGE)
     largest = max(tiles, key=lambda t: t.m * t.n)
-    if p.statistics and k < LONG and largest.m * largest.n > tma.LARGE:
-        return tiles
     if largest.n <= n and triton.cdiv(m, largest.m) * triton.cdiv(n, largest.n) >= tma.PROGRAMS:
         return largest, *(t for t in tiles if t != largest)
     return tiles
