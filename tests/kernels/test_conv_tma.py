@@ -76,7 +76,6 @@ BOXES = {
     "as many images as a step takes": case((65, 8, 3, 2), (8, 8, 3, 3), padding=1),
     "1x1 with padding": case((1, 8, 5, 4), (8, 8, 1, 1), padding=1),
 }  # fmt: skip
-# of which boxes serve the forward and dgrad
 STRIDED = {
     "stride 2": case((2, 16, 8, 10), (24, 16, 3, 3), stride=2, padding=1),
     "1x1 of stride 2, with three classes of zeros": case((2, 48, 8, 6), (16, 48, 1, 1), stride=2),
@@ -241,21 +240,17 @@ def test_statistics_of_huge_values_overflow_no_sooner_than_their_variance(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("blocks", ["interpreted", "small"])
 @pytest.mark.parametrize("name", STRIDED)
-def test_strided_boxes_are_exact(name, blocks, dtype, wide, device, monkeypatch):
+def test_strided_boxes_are_exact(name, blocks, dtype, wide, device, monkeypatch, three_splits):
     if wide:
         monkeypatch.setattr(_common, "WIDE_FROM", 0)
-    config = None if blocks == "interpreted" else SMALL["boxes"]
-    case = STRIDED[name]
-    x, w, b = (t.to(dtype) for t in case.tensors("cpu", dtype, integers))
-    x = x.detach().requires_grad_()
-    expected = F.conv2d(x.double(), w.double(), b.double(), **case.options)
-    dy = integers(*expected.shape, most=1)
-    (dx,) = torch.autograd.grad(expected, x, dy.double())
-    ours = x.detach().to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
-    with force_family("boxes", config):
-        y = conv2d(ours, w.detach().to(device), b.detach().to(device), **case.options)
-        (gradient,) = torch.autograd.grad(y, ours, dy.to(y))
-    assert_equal([y, gradient], [expected.to(dtype), dx])
+    check(STRIDED[name], "boxes", SMALL["boxes"] if blocks == "small" else None, dtype, device)
+
+
+@pytest.mark.parametrize("images", [2, 33])
+def test_strided_boxes_wgrad_is_exact_across_images_and_along_rows(images, device, three_splits):
+    for size in ((4, 2), (2, 70)):
+        given = case((images, 16, *size), (24, 16, 3, 3), stride=2, padding=1)
+        check(given, "boxes", tma.TILES[2][-1], torch.float16, device)
 
 
 def posed(work, x, w, dtype=torch.float16, stride=1, padding=0, groups=1):
@@ -275,7 +270,8 @@ AMPERE = posed("forward", (1, 8, 4, 4), (8, 8, 3, 3))._replace(capability=(8, 0)
         ("boxes", "powers of two", posed("forward", (1, 16, 6, 6), (8, 16, 3, 3), stride=3)),
         ("boxes", "the stride divides", posed("forward", (1, 16, 5, 4), (8, 16, 3, 3), stride=2)),
         ("boxes", "multiples of 16", posed("forward", (1, 24, 4, 4), (8, 24, 3, 3), stride=2)),
-        ("boxes", "stride 1", posed("wgrad", (1, 16, 4, 4), (8, 16, 3, 3), stride=2)),
+        ("boxes", "powers of two", posed("wgrad", (1, 16, 6, 6), (8, 16, 3, 3), stride=3)),
+        ("boxes", "the stride divides", posed("wgrad", (1, 16, 4, 5), (8, 16, 3, 3), stride=2)),
         ("stream", "1x1", posed("dgrad", (1, 8, 4, 4), (8, 8, 3, 3))),
         ("stream", "at most 256 channels", posed("forward", (1, 264, 4, 4), (8, 264, 1, 1))),
         ("stream", "at most 256 channels", posed("dgrad", (1, 8, 4, 4), (264, 8, 1, 1))),

@@ -15,6 +15,7 @@ written in classes of pixels S apart, each with the taps for which the quotients
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import triton
 import triton.language as tl
@@ -33,7 +34,6 @@ from ..geometry import SIZES
 from ..problem import Problem
 
 LEAST_K = 16  # elements of a matrix instruction
-LONG = 2048  # elements of a sum that hide statistics of a program that has a multiprocessor alone
 STEPS = ("H0", "W0", "STEP_H", "STEP_W", "boxes_h", "boxes_w")
 
 
@@ -220,8 +220,8 @@ def _prepare(p: Problem, tile: Tile) -> Call:
         of_x = tma.descriptor((N, H, W, K), (*box, block_k))
     else:
         block_k = min(block_k, _power(K))  # beyond a pixel's channels lie its neighbour's
-        (SH, SW), (n, h, w) = source_s, box
-        of_x = tma.descriptor((N, H // SH, SH, W // SW, SW * K), (n, h, 1, w, block_k))
+        n, h, w = box
+        of_x = strided(p, (n, h, 1, w, block_k))
     along_k, of_w = tma.weights(p, KH * KW, C, K, (tile.n, block_k))
 
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
@@ -271,21 +271,34 @@ def _configs(p: Problem) -> tuple[Tile, ...]:
         # under triton 3.6 the products of the largest wait for one another
         tiles = tuple(t for t in tiles if t.m * t.n < tma.LARGE)
     largest = max(tiles, key=lambda t: t.m * t.n)
-    if p.statistics and k < LONG and largest.m * largest.n > tma.LARGE:
-        return tiles
     if largest.n <= n and triton.cdiv(m, largest.m) * triton.cdiv(n, largest.n) >= tma.PROGRAMS:
         return largest, *(t for t in tiles if t != largest)
     return tiles
 
 
+def declines_stride(p: Problem) -> str | None:
+    """Why every S-th row and column of x makes no box, if so."""
+    (_, _, H, W), (SH, SW) = p.x, p.geometry.stride
+    if _power(SH) != SH or _power(SW) != SW:
+        return "it takes strides that are powers of two"
+    if H % SH or W % SW:
+        return "it takes images whose sizes the stride divides"
+    return None
+
+
+def strided(
+    p: Problem, box: Sequence[int], order: Sequence[int] = ()
+) -> Callable[[Tensor], TensorDescriptor]:
+    """What describes boxes of x as [N, H/S, S, W/S, S*C], the dimensions in `order` if given."""
+    (N, C, H, W), (SH, SW) = p.x, p.geometry.stride
+    return tma.descriptor((N, H // SH, SH, W // SW, SW * C), box, order)
+
+
 def _declines(p: Problem) -> str | None:
-    (_, C, H, W), (SH, SW) = p.x, p.geometry.stride
-    if p.work == "forward" and (SH, SW) != (1, 1):
-        if _power(SH) != SH or _power(SW) != SW:
-            return "it takes strides that are powers of two"
-        if H % SH or W % SW:
-            return "it takes images whose sizes the stride divides"
-        if _power(C) < LEAST_K:
+    if p.work == "forward" and p.geometry.stride != (1, 1):
+        if reason := declines_stride(p):
+            return reason
+        if _power(p.x[1]) < LEAST_K:
             return f"of a stride it takes channels in multiples of {LEAST_K}"
     return tma.declines(p)
 

@@ -1,11 +1,13 @@
-"""Gradient of a convolution of stride 1 with respect to its weights: shifted rows of pixels.
+"""Gradient of a convolution with respect to its weights: shifted rows of pixels.
 
-    dw[o, kh, kw, c] = sum_{n, oh, ow} dy[n, oh, ow, o] * x[n, oh - PH + kh*DH, ow - PW + kw*DW, c]
+    dw[o, kh, kw, c] = sum_{n, oh, ow} dy[n, oh, ow, o] * x[n, h, w, c]
+        where h = oh*SH - PH + kh*DH, w = ow*SW - PW + kw*DW
 
 A program owns BLOCK_M output channels by BLOCK_N input channels of one tap, and walks BLOCK_K
 pixels at a time: one pixel of many images, or, with few images, a piece of a row.  Those of x lie
-some way off, with zeros beyond the image.  The reduction is split between programs where the
-outputs alone are too few: partial sums go to a workspace and are added in fixed order.
+some way off, with zeros beyond the image; of stride S, every S-th is read in a view of x as
+[N, H/S, S, W/S, S*C].  The reduction is split between programs where the outputs alone are too few:
+partial sums go to a workspace and are added in fixed order.
 
 Beyond dy's edges zeros multiply what x has there: what is not finite in x near its own edges makes
 NaN of other taps of its channel than of those that see it.
@@ -22,8 +24,8 @@ from ... import _split
 from .. import tma
 from ..family import Call, Family
 from ..general.tiles import Tile
-from ..geometry import SIZES
 from ..problem import Problem
+from .walk import declines_stride, strided
 
 
 @triton.jit
@@ -33,14 +35,20 @@ def _load_pixels(desc, n, h, w, c, ACROSS: tl.constexpr, SHAPE: tl.constexpr):
     return tile.reshape(SHAPE)
 
 
+@triton.jit
+def _load_strided(desc, n, h, left, w, c, ACROSS: tl.constexpr, SHAPE: tl.constexpr):
+    tile = desc.load([h, left, w, n, c]) if ACROSS else desc.load([n, h, left, w, c])
+    return tile.reshape(SHAPE)
+
+
 COUNTS = ("units_c", "units_co", "taps", "boxes", "boxes_a_split")
 
 
-@triton.jit(do_not_specialize=(*SIZES, *COUNTS))
+@triton.jit(do_not_specialize=("OH", "OW", "KW", "PH", "PW", "DH", "DW", *COUNTS))
 def _conv2d_boxes_wgrad_kernel(
     dy_desc, x_desc, dw_ptr,  # dy [N, OH, OW, CO], x [N, H, W, C], dw [splits, CO, KH, KW, C]
     OH, OW, units_c, units_co, taps, KW, PH, PW, DH, DW, boxes, boxes_a_split,
-    ACROSS: tl.constexpr, UNIT: tl.constexpr,
+    ACROSS: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -56,6 +64,9 @@ def _conv2d_boxes_wgrad_kernel(
     program = program // tiles_c
     tap, split = program % taps, program // taps
     h0, w0 = tap // KW * DH - PH, tap % KW * DW - PW
+    # in x's view: rows and columns off, rounded down, and what is left of them
+    left_h, first_c = h0 & (SH - 1), (w0 & (SW - 1)) * C + c0
+    h0, w0 = (h0 - left_h) // SH, (w0 - (w0 & (SW - 1))) // SW
 
     box = split * boxes_a_split
     trips = tl.minimum(boxes - box, boxes_a_split)
@@ -68,7 +79,13 @@ def _conv2d_boxes_wgrad_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for _ in tl.range(0, trips, num_stages=STAGES):
         dy_tile = _load_pixels(dy_desc, n, oh, ow, o0, ACROSS, (BLOCK_K, BLOCK_M))
-        x_tile = _load_pixels(x_desc, n, h0 + oh, w0 + ow, c0, ACROSS, (BLOCK_K, BLOCK_N))
+        h, w = h0 + oh, w0 + ow
+        if SH * SW == 1:
+            x_tile = _load_pixels(x_desc, n, h, w, c0, ACROSS, (BLOCK_K, BLOCK_N))
+        else:
+            x_tile = _load_strided(
+                x_desc, n, h, left_h, w, first_c, ACROSS, (BLOCK_K, BLOCK_N)
+            )  # fmt: skip
         acc = tl.dot(dy_tile.T, x_tile, acc, input_precision=PRECISION, out_dtype=ACC)
 
         ow += BOX_W
@@ -101,7 +118,10 @@ def _prepare(p: Problem, tile: Tile) -> Call:
     order = (1, 2, 0, 3) if across else (0, 1, 2, 3)
 
     of_dy = tma.descriptor((N, OH, OW, CO), (1, 1, tile.k, tile.m), order)
-    of_x = tma.descriptor((N, H, W, C), (1, 1, tile.k, tile.n), order)
+    if g.stride == (1, 1):
+        of_x = tma.descriptor((N, H, W, C), (1, 1, tile.k, tile.n), order)
+    else:
+        of_x = strided(p, (1, 1, 1, tile.k, tile.n), (1, 2, 3, 0, 4) if across else ())
 
     def operands(dy: Tensor, x: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
         return of_dy(dy), of_x(x)
@@ -115,6 +135,7 @@ def _prepare(p: Problem, tile: Tile) -> Call:
         ),
         {
             "ACROSS": across,
+            **dict(zip(("SH", "SW"), g.stride, strict=True)),
             "UNIT": tma.unit(p),
             **p.numbers,
             "INDEX": p.index_of(splits * math.prod(p.w)),
@@ -158,14 +179,17 @@ def _configs(p: Problem) -> tuple[Tile, ...]:
 
 
 def _yields(p: Problem) -> bool:
-    """To gathered pixels, where boxes would be little more than half full (measured on an H200)."""
+    """To gathered pixels, where boxes would be little more than half full (measured on an H200);
+    of a stride, until it is measured."""
     N, _, OH, OW = p.y
     pixels = _configs(p)[0].k
-    return tma.yields(p) or _boxes(p, pixels)[0] * pixels > 1.8 * N * OH * OW
+    if tma.yields(p) or p.geometry.stride != (1, 1):
+        return True
+    return _boxes(p, pixels)[0] * pixels > 1.8 * N * OH * OW
 
 
 def _declines(p: Problem) -> str | None:
-    return "it takes stride 1" if p.geometry.stride != (1, 1) else tma.declines(p)
+    return declines_stride(p) or tma.declines(p)
 
 
 WGRAD = Family("boxes", _declines, _configs, _prepare, _yields)

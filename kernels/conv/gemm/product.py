@@ -110,7 +110,6 @@ def _prepare(p: Problem, tile: Tile) -> Call:
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
         return of_x(x), of_w(w)
 
-    tile = tile._replace(stages=min(tile.stages, triton.cdiv(K, tile.k)))
     tiles_c = triton.cdiv(C, tile.n)
     walkers = tma.walkers(p, tile, triton.cdiv(pixels, tile.m), tiles_c)
     return Call(
