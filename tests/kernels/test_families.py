@@ -61,6 +61,8 @@ SHAPES = {
     "grouped": (
         Shape((2, 24, 5, 7), (24, 8, 3, 3), padding=(1, 1), groups=3),
         Shape((2, 40, 7, 6), (20, 4, 3, 3), (2, 2), (1, 1), groups=10),
+        Shape((1, 26, 5, 4), (26, 13, 3, 3), padding=(1, 1), groups=2),
+        Shape((2, 18, 5, 6), (42, 6, 3, 2), padding=(0, 1), groups=3),
     ),
     "rows": (
         Shape((2, 24, 5, 7), (24, 8, 3, 3), padding=(1, 1), groups=3),

@@ -280,7 +280,8 @@ def depthwise(
 def grouped(c: int, dtype: str, groups=32, stride=1) -> Case:
     call = conv(c * groups, c * groups, 3, groups=groups, stride=stride, padding=1)
     name = f"3x3{'/2' if stride > 1 else ''} groups of {c}"
-    return Case(name, dtype, call, family="grouped")
+    exempt = narrow(ODD["conv2d_wgrad"], "conv2d_grouped_wgrad") if c % 4 else {}
+    return Case(name, dtype, call, exempt, family="grouped")
 
 
 def stem(c: int, co: int, k: int, dtype: str, stride=1, family="stem", grads="w") -> Case:
@@ -334,6 +335,8 @@ TILES = (
     depthwise("7x7", "fp16", 7, family="columns"),
     grouped(4, "fp16"),
     stem(3, 64, 7, "fp16", stride=2),
+    stem(3, 64, 7, "fp16", 2, "padded"),
+    stem(3, 64, 7, "fp16", 2, "cells", "x"),
     Case("max 5x5", "fp16", pool(max_pool2d, 5, 1, 2), BYTES),
     Case("avg 5x5", "fp16", pool(avg_pool2d, 5, 1, 2)),
     Case("max 3x3/2", "fp16", pool(max_pool2d, 3, 2, 1)),
@@ -377,6 +380,8 @@ FORMS = (
     Case("5x5 1-6", "fp16", conv(1, 6, 5, padding=2), FEW | ODD_SUM),
     grouped(8, "fp16", stride=2),
     grouped(16, "bf16"),
+    *(grouped(c, dtype) for c in (17, 18) for dtype in ("fp16", "bf16")),
+    *(grouped(17, dtype) for dtype in ("tf32", "fp32", "fp64")),
     grouped(32, "fp16"),
     grouped(32, "tf32"),
     grouped(8, "fp32"),
@@ -385,9 +390,9 @@ FORMS = (
     stem(3, 32, 3, "bf16", stride=2),
     stem(3, 96, 11, "fp16", stride=4),
     stem(1, 6, 5, "fp16"),
-    *(stem(3, 64, 7, dtype, 2, "cells", "x") for dtype in ("fp16", "bf16", "tf32", "fp32", "fp64")),
+    *(stem(3, 64, 7, dtype, 2, "cells", "x") for dtype in ("bf16", "tf32", "fp32", "fp64")),
     stem(3, 96, 11, "fp16", 4, "cells", "x"),
-    *(stem(3, 64, 7, dtype, 2, "padded") for dtype in ("fp16", "bf16")),
+    stem(3, 64, 7, "bf16", 2, "padded"),
     stem(3, 32, 3, "fp16", 2, "padded"),
     *(
         Case(f"7x7/2 3-64 padded {name}", "fp16", call, plain="7x7/2 3-64 padded", family="padded")

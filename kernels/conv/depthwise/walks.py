@@ -21,9 +21,9 @@ WARPS = 4
 PROGRAMS = 8192  # eight times what a GPU holds of them: the last round is then a small part
 # That an H100 holds at once of wgrad's programs, for sums of up to so many products: each walks
 # as much as any other, and all are to end together.
-RESIDENT = {9: 660, 25: 528, 49: 528, 100: 264}
+RESIDENT = {9: 660, 25: 528, 49: 528, 64: 264}
 MOST_IDLE = 8  # of a block's channels, one in so many may be beyond the last
-MOST_TAPS = 100
+MATRIX = 8  # channels of a group: as many multiply as long without the matrix unit
 MOST_REACH = 8  # from a window's first row or column to its last
 MOST_STRIDE = 4
 
@@ -57,13 +57,13 @@ SHARES = {
         9: (Share(2, 4, 2), Share(2, 7, 2), Share(4, 4, 2)),
         25: (Share(2, 4, 1), Share(2, 7, 1), Share(2, 2, 2)),
         49: (Share(1, 4, 1), Share(2, 7, 1)),
-        100: (Share(1, 2, 1),),
+        64: (Share(1, 2, 1),),
     },
     4: {
         9: (Share(2, 4, 2), Share(2, 4, 1)),
         25: (Share(2, 4, 1),),
         49: (Share(1, 4, 1),),
-        100: (Share(1, 2, 1),),
+        64: (Share(1, 2, 1),),
     },
     8: {
         9: (Share(2, 4, 1), Share(2, 2, 1)),
@@ -82,8 +82,9 @@ def declines(p: Problem) -> str | None:
     (KH, KW), g = p.w[2:], p.geometry
     if g.groups == 1 and p.channels != (1, 1):
         return "it takes several groups"
-    if KH * KW * inputs(p) > MOST_TAPS:
-        return f"it takes sums of at most {MOST_TAPS} products"
+    most = max(SHARES[p.dtype.itemsize])
+    if KH * KW * inputs(p) > most:
+        return f"it takes sums of at most {most} products in {p.dtype}"
     if max((KH - 1) * g.dilation[0], (KW - 1) * g.dilation[1]) > MOST_REACH:
         return f"it takes windows whose last tap is at most {MOST_REACH} pixels from the first"
     if max(g.stride) > MOST_STRIDE:
@@ -92,8 +93,11 @@ def declines(p: Problem) -> str | None:
 
 
 def yields(p: Problem) -> bool:
-    """Where products on the matrix unit serve, and were measured, groups of more than 2."""
-    return max(p.channels) > 2 and grouped_declines(p) is None
+    """To products on the matrix unit, of groups that are more than few channels, or whose rows can
+    be copied 8 bytes at a time."""
+    most = max(p.channels)
+    few = most <= 2 or (most < MATRIX and any(c % 4 for c in p.channels))
+    return not few and grouped_declines(p) is None
 
 
 def of_window(table: dict[int, Any], p: Problem) -> Any:

@@ -56,16 +56,25 @@ WGRAD_BUNDLES = {
 }
 
 
+# In half precision, where channels are odd: elements copied one by one take a register each.
+ODD = Bundle(64, 32, 4, 3), Bundle(32, 32, 2, 1, 3)  # and for wgrad
+
+
 def declines(p: Problem) -> str | None:
     if p.geometry.groups == 1:
         return "it takes several groups"
     if max(p.channels) > MOST_CHANNELS:
         return f"it takes at most {MOST_CHANNELS} channels a group, in and out"
-    if any(c % 4 and 4 % c for c in p.channels) or p.x[1] % 4 or p.y[1] % 4:
-        return "it takes multiples of 4 channels, and of a group also 1 or 2"
     if p.w[2] * p.w[3] > MOST_TAPS:
         return f"it takes at most {MOST_TAPS} taps"
     return None
+
+
+def unit_of(p: Problem) -> int:
+    """The power of two, up to 4, in whose multiples pixels and groups have channels; a group may
+    have fewer.  Copies are no wider."""
+    fits = (n for n in (4, 2) if all(c % n == 0 or n % c == 0 for c in p.channels))
+    return next((n for n in fits if p.x[1] % n == 0 and p.y[1] % n == 0), 1)
 
 
 def serving(p: Problem, pixels: int) -> tuple[Bundle, ...]:
@@ -75,6 +84,12 @@ def serving(p: Problem, pixels: int) -> tuple[Bundle, ...]:
         m = min(triton.next_power_of_2(pixels), INTERPRETED_BLOCK // width)
         return (Bundle(m, width, 1, 1, taps),)
     bundles = (WGRAD_BUNDLES if p.work == "wgrad" else BUNDLES)[p.dtype.itemsize]
+    if p.dtype.itemsize == 2:
+        unit = unit_of(p)
+        if unit == 1:
+            bundles = (ODD[p.work == "wgrad"],)
+        elif unit == 2 and p.work == "wgrad":
+            bundles = tuple(b for b in bundles if b.taps <= 3 and b.width == 32)
     return tuple(b for b in bundles if b.width >= max(p.channels))
 
 
