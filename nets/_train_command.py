@@ -219,8 +219,8 @@ class Training:
     def title(self) -> str:
         args, recipe = self.args, self.about.recipe
         title = f"{recipe.network} on {args.data}: {recipe}"
-        title += f" of each of {self.ranks.size} processes" * (self.ranks.size > 1)
-        return title + f", {args.accumulate} a step" * (args.accumulate > 1)
+        title += f", in each of {self.ranks.size} processes" * (self.ranks.size > 1)
+        return title + f", {args.accumulate} batches a step" * (args.accumulate > 1)
 
     def train(self) -> None:
         """To the recipe's end.  Raises StoppedError where a signal ends it, with a checkpoint."""
