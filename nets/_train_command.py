@@ -55,7 +55,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="a step's, of the averaged weights, which are tested and kept (0: none)",
     )  # fmt: skip
     group.add_argument("--epochs", type=positive_int)
-    group.add_argument("--augment", action="store_const", const=True, help="random flips, crops")
+    group.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, help="random flips and crops"
+    )
     _arguments.add_data(command)
 
     group = command.add_argument_group("fine-tuning")
