@@ -180,7 +180,8 @@ class Training:
         args, about = self.args, self.about
         torch.manual_seed(args.seed)
         model = about.make()
-        initialise(model)
+        if about.recipe.xavier:
+            initialise(model)
         if args.weights and not args.resume:
             head = load_weights(model, args.weights, args.num_classes is not None)
             self.notes.append(
