@@ -117,19 +117,20 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     """Trains as args say; calls refuse with what is wrong with them, the data or the machine."""
     args.device = local_device(args.device)
-    with joined(args.device) as ranks:
-        try:
-            training = Training(args, ranks)
-        except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
-            refuse(str(error))
-        try:
-            training.train()
-        except (OSError, BadImageError) as error:
-            refuse(f"{error}; the last checkpoint is whole, go on with --resume")
-        except StoppedError as stopped:
-            if not ranks.rank:
-                print(f"interrupted; go on with --resume from {training.saved_in}")
-            raise SystemExit(stopped.status) from None
+    try:
+        with joined(args.device) as ranks:
+            try:
+                training = Training(args, ranks)
+            except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
+                refuse(str(error))
+            try:
+                training.train()
+            except (OSError, BadImageError) as error:
+                refuse(f"{error}; the last checkpoint is whole, go on with --resume")
+    except StoppedError as stopped:
+        if not ranks.rank:
+            print(f"interrupted; go on with --resume from {training.saved_in}")
+        raise SystemExit(stopped.status) from None
 
 
 class Training:
@@ -253,7 +254,6 @@ class Training:
                     self._save()
             except StoppedError:
                 self._save()
-                self.ranks.wait()  # torchrun ends all where one has ended
                 raise
         if first:
             if len(run.history) == self.past:  # had been killed while it reported
