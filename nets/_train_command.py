@@ -55,7 +55,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="a step's, of the averaged weights, which are tested and kept (0: none)",
     )  # fmt: skip
     group.add_argument("--epochs", type=positive_int)
-    group.add_argument("--augment", action="store_const", const=True, help="random flips, crops")
+    group.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, help="random flips and crops"
+    )
     _arguments.add_data(command)
 
     group = command.add_argument_group("fine-tuning")
@@ -115,19 +117,20 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     """Trains as args say; calls refuse with what is wrong with them, the data or the machine."""
     args.device = local_device(args.device)
-    with joined(args.device) as ranks:
-        try:
-            training = Training(args, ranks)
-        except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
-            refuse(str(error))
-        try:
-            training.train()
-        except (OSError, BadImageError) as error:
-            refuse(f"{error}; the last checkpoint is whole, go on with --resume")
-        except StoppedError as stopped:
-            if not ranks.rank:
-                print(f"interrupted; go on with --resume from {training.saved_in}")
-            raise SystemExit(stopped.status) from None
+    try:
+        with joined(args.device) as ranks:
+            try:
+                training = Training(args, ranks)
+            except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
+                refuse(str(error))
+            try:
+                training.train()
+            except (OSError, BadImageError) as error:
+                refuse(f"{error}; the last checkpoint is whole, go on with --resume")
+    except StoppedError as stopped:
+        if not ranks.rank:
+            print(f"interrupted; go on with --resume from {training.saved_in}")
+        raise SystemExit(stopped.status) from None
 
 
 class Training:
@@ -178,7 +181,8 @@ class Training:
         args, about = self.args, self.about
         torch.manual_seed(args.seed)
         model = about.make()
-        initialise(model)
+        if about.recipe.xavier:
+            initialise(model)
         if args.weights and not args.resume:
             head = load_weights(model, args.weights, args.num_classes is not None)
             self.notes.append(
@@ -219,8 +223,8 @@ class Training:
     def title(self) -> str:
         args, recipe = self.args, self.about.recipe
         title = f"{recipe.network} on {args.data}: {recipe}"
-        title += f" of each of {self.ranks.size} processes" * (self.ranks.size > 1)
-        return title + f", {args.accumulate} a step" * (args.accumulate > 1)
+        title += f", in each of {self.ranks.size} processes" * (self.ranks.size > 1)
+        return title + f", {args.accumulate} batches a step" * (args.accumulate > 1)
 
     def train(self) -> None:
         """To the recipe's end.  Raises StoppedError where a signal ends it, with a checkpoint."""
@@ -250,7 +254,6 @@ class Training:
                     self._save()
             except StoppedError:
                 self._save()
-                self.ranks.wait()  # torchrun ends all where one has ended
                 raise
         if first:
             if len(run.history) == self.past:  # had been killed while it reported

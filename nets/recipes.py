@@ -39,6 +39,8 @@ class Recipe(NamedTuple):
     warmup: int = 0  # epochs in which the learning rate rises, step by step
     label_smoothing: float = 0.0
     decay_all: bool = True  # or weight decay on neither norms nor biases
+    xavier: bool = True  # weights at first, or as the network's constructor draws them
+    zero_init_residual: bool = False  # for the ResNets alone
     ema: float = 0.0  # of the averaged weights at a step, which are tested and kept; 0: none
 
     def __str__(self) -> str:
@@ -63,13 +65,15 @@ class Recipe(NamedTuple):
 
     def make(self, num_classes: int, in_channels: int) -> nn.Module:
         """The network, with the weights of its constructor."""
-        options = {}
+        options: dict[str, Any] = {}
         if self.activation:
             options["activation"] = ACTIVATIONS[self.activation]
         if self.pool:
             options["pool"] = POOLS[self.pool]
         if self.width_divisor:
             options["width_divisor"] = self.width_divisor
+        if self.zero_init_residual:
+            options["zero_init_residual"] = True
         make = NETWORKS[self.network].make
         return make(num_classes=num_classes, in_channels=in_channels, **options)
 
@@ -128,6 +132,8 @@ RECIPES = {
         warmup=5,
         label_smoothing=0.1,
         decay_all=False,
+        xavier=False,
+        zero_init_residual=True,
     ),
 }
 

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .signals import StoppedError
+
 
 class Ranks:
     """One process alone."""
@@ -37,9 +39,6 @@ class Ranks:
     def agreed(self, wish: int) -> int:
         """The greatest wish of all ranks."""
         return wish
-
-    def wait(self) -> None:
-        """Until all ranks are here."""
 
 
 class Group(Ranks):
@@ -81,8 +80,12 @@ class Group(Ranks):
         self.last = dist.all_reduce(wishes, dist.ReduceOp.MAX, self.wishes, async_op=True), wishes
         return greatest
 
-    def wait(self) -> None:
+    def leave(self) -> None:
+        """When all have come to the end: nothing is on its way to a process that is no more."""
+        if self.last:
+            self.last[0].wait()
         dist.barrier(self.wishes)
+        dist.destroy_process_group()
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -94,7 +97,7 @@ def local_device(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """All processes of torchrun's, or this one alone."""
+    """All processes of torchrun's, or this one alone; torchrun ends all where one ends early."""
     if not dist.is_torchelastic_launched():
         yield Ranks()
         return
@@ -103,5 +106,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         # a watchdog that asks the device may not do so while a graph is recorded
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    yield Group()
-    dist.destroy_process_group()
+    group = Group()
+    try:
+        yield group
+    except StoppedError:  # by a signal, all at the same step
+        group.leave()
+        raise
+    group.leave()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .data import NO_CLASS, Dataset
-from .transforms import View
+from .transforms import View, pillow
 
 # torchvision's; the means and deviations are ImageNet's
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -33,8 +33,9 @@ def image_folder(
     workers processes read ahead; skip_bad leaves out what cannot be read as an image, where
     BadImageError would name it.  With classes, those of an earlier training, root/train may be
     missing.  Raises OSError for folders that are not there, ValueError for classes without images
-    and for unknown ones.
+    and for unknown ones, ModuleNotFoundError without Pillow.
     """
+    pillow()
     if classes is None:
         classes = _folders(root / "train")
     parts = []

@@ -55,15 +55,21 @@ class View(NamedTuple):
             torch.set_rng_state(state)
 
 
-def opened(path: str | Path, channels: int) -> Image:
+def pillow() -> Any:
+    """PIL.Image; ModuleNotFoundError names the remedy."""
     try:
         import PIL.Image
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f'{error.name} is not installed; pip install "tritonconv[images]"', name=error.name
         ) from error
+    return PIL.Image
+
+
+def opened(path: str | Path, channels: int) -> Image:
+    library = pillow()
     try:
-        with PIL.Image.open(path) as image:
+        with library.open(path) as image:
             return image.convert("RGB" if channels == 3 else "L")
     except Exception as error:  # each of Pillow's formats has errors of its own
         raise ValueError(f"{path}: cannot be read as an image: {error}") from error
@@ -100,9 +106,7 @@ def _bytes(image: Image) -> Tensor:
 
 
 def _scaled(image: Image, width: int, height: int) -> Image:
-    import PIL.Image
-
-    return image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    return image.resize((width, height), pillow().Resampling.BILINEAR)
 
 
 def _resized(image: Image, shorter: int) -> Image:
@@ -141,7 +145,5 @@ def _part(image: Image, size: int) -> Image:
 
 
 def _mirrored(image: Image) -> Image:
-    import PIL.Image
-
-    left_right = PIL.Image.Transpose.FLIP_LEFT_RIGHT
+    left_right = pillow().Transpose.FLIP_LEFT_RIGHT
     return image if torch.rand(1) >= 0.5 else image.transpose(left_right)

@@ -148,8 +148,8 @@ def test_a_signal_leaves_a_checkpoint_that_resumes_to_the_same_bits(
 
     def moving(source, target):
         replace(source, target)
-        moves.append(Path(target).name)
-        if moves.count("checkpoint.pt") == 7:  # after the second epoch's second step
+        moves.extend([target] * (Path(target).name == "checkpoint.pt"))
+        if len(moves) == 7 and target is moves[-1]:  # after the second epoch's second step
             signal.raise_signal(number)
 
     monkeypatch.setattr(os, "replace", moving)

@@ -96,8 +96,8 @@ def test_two_processes_are_one_with_twice_the_batch(two, data, small, tmp_path, 
 def test_one_process_writes_for_both(two):
     said = (two / "said").read_text()
     assert said.count("epoch 1/1") == 1
-    assert "Adam 0.002, batch 1 of each of 2 processes; 40 training images" in said
-    assert "batch 2 of each of 2 processes, 2 a step; 40" in said
+    assert "Adam 0.002, batch 1, in each of 2 processes; 40 training images" in said
+    assert "batch 2, in each of 2 processes, 2 batches a step; 40" in said
     assert sorted(path.name for path in (two / "lenet").iterdir()) == [
         "checkpoint-1.pt",
         "checkpoint.pt",

@@ -148,7 +148,7 @@ def small(monkeypatch) -> None:
 def test_the_imagenet_recipe_learns_from_a_folder(small, folder, tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["train", "--recipe", "imagenet-resnet50", "--size", "32", "--batch-size", "4",
-            "--epochs", "3", "--ema", "0.5", "--workers", "1", "--lr", "2", "--skip-bad",
+            "--epochs", "6", "--ema", "0.5", "--workers", "1", "--lr", "0.5", "--skip-bad",
             "--data", "imagefolder", "--data-dir", str(folder), "--out", str(out)]  # fmt: skip
     (folder / "train" / "red" / "0.png").write_bytes(b"no image")
     main(argv)
@@ -156,13 +156,13 @@ def test_the_imagenet_recipe_learns_from_a_folder(small, folder, tmp_path, capsy
     lines = lines.splitlines()
     assert errors.count("skipped") == 1
     assert lines[0] == (
-        "resnet50 on imagefolder: 32x32, SGD 2, momentum 0.9, weight decay 0.0001 not on norms "
+        "resnet50 on imagefolder: 32x32, SGD 0.5, momentum 0.9, weight decay 0.0001 not on norms "
         "and biases, warm-up 5, cosine schedule, label smoothing 0.1, average 0.5, batch 4, flips "
         "and crops; 12 training images, 6 test images"
     )
     with (out / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
     assert float(rows[-1]["test_accuracy"]) >= 5 / 6
     assert {round(float(row["train_accuracy"]) * 11, 6) % 1 for row in rows} == {0}  # of 11 images
 

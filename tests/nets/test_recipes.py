@@ -25,6 +25,31 @@ def test_recipe_is_the_published_one(name):
     assert plain == (0, 0, "none", False)
 
 
+def test_the_imagenet_recipe_is_written_out():
+    """Goyal et al., 2017: Accurate, large minibatch SGD; He et al., 2019: Bag of tricks."""
+    recipe = RECIPES["imagenet-resnet50"]
+    assert recipe[:6] == ("resnet50", "sgd", 0.1, 256, 90, 224)
+    assert (recipe.momentum, recipe.weight_decay, recipe.label_smoothing) == (0.9, 1e-4, 0.1)
+    assert (recipe.augment, recipe.schedule, recipe.warmup, recipe.ema) == (True, "cosine", 5, 0)
+    # step by step from a fifth of a fifth up, then down by a cosine over the 85 epochs that are left
+    rates = [recipe.lr_in(epoch, part) for epoch, part in ((1, 0.2), (1, 1), (3, 0.5), (5, 1))]
+    assert rates == pytest.approx([0.004, 0.02, 0.05, 0.1])
+    assert recipe.lr_in(6) == pytest.approx(0.1)
+    assert recipe.lr_in(90) == pytest.approx(0.05 * (1 + math.cos(math.pi * 84 / 85)))
+    assert recipe._replace(schedule="step").lr_in(36) == pytest.approx(0.01)
+    with torch.device("meta"):
+        model = recipe.make(1000, 3)
+    vectors = {id(p) for p in model.parameters() if p.ndim == 1}
+    plain, without = recipe.make_optimizer(model.parameters()).param_groups
+    assert {id(p) for p in without["params"]} == vectors
+    assert len(plain["params"]) == 54  # 53 convolutions and the head
+    assert (plain["weight_decay"], without["weight_decay"]) == (1e-4, 0)
+    torch.manual_seed(0)
+    block = recipe._replace(network="resnet18").make(2, 3).layer1[0]  # sooner made
+    assert block.bn1.weight.all()
+    assert not block.bn2.weight.any()
+
+
 def test_recipes_options_are_the_published_ones():
     assert {"lenet", "imagenet-resnet50", *PUBLISHED} == set(RECIPES)
     assert (RECIPES["d2l-lenet"].activation, RECIPES["d2l-lenet"].pool) == ("sigmoid", "avg")

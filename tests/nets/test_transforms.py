@@ -1,8 +1,11 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from tritonconv.nets.training import transforms
+from tritonconv.nets.training.folder import image_folder
 from tritonconv.nets.training.transforms import View, evaluation, training
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -103,8 +106,7 @@ def test_what_is_no_image_is_named(tmp_path, content):
 
 
 def test_without_pillow_the_remedy_is_named(monkeypatch, tmp_path):
-    import sys
-
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "tritonconv\[images\]"'):
-        View().read(tmp_path / "a.png")
+    for read in (lambda: View().read(tmp_path / "a.png"), lambda: image_folder(tmp_path, 0, False)):
+        with pytest.raises(ModuleNotFoundError, match=r'pip install "tritonconv\[images\]"'):
+            read()
