@@ -92,7 +92,7 @@ def _told(check: Callable, tensors: tuple, options: tuple) -> tuple | None:
     if tuple in kinds or list in kinds:
         flat = []
         for option in options:
-            flat += option if option.__class__ in (tuple, list) else (option,)
+            flat += (*option, len(option)) if option.__class__ in (tuple, list) else (option,)
         options, inside = flat, tuple(map(type, flat))
     # what is equal to an int, as True and 1.0 are, need not be one
     return (found, kinds, inside, *options) if BY_VALUE.issuperset(inside) else None

@@ -56,10 +56,16 @@ def test_step_on_the_interpreter_keeps_within_its_budget(side):
     assert calls <= BUDGETS[side][1]
 
 
+def as_torch_comes() -> None:
+    """Not as tests set it: memory is not filled, float32 products take TF32."""
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = True
+
+
 @on_stub
 @pytest.mark.parametrize("name", [*step.calls()] if stub() is not None else [])
 def test_call_costs_what_is_recorded(name):
-    torch.use_deterministic_algorithms(False)  # which fill memory
+    as_torch_comes()
     call, leaves = step.calls()[name]
     if name in (step.NOTHING, step.BARE):
         pytest.skip("what others are held against")
@@ -84,7 +90,7 @@ def test_call_costs_what_is_recorded(name):
 @on_stub
 @pytest.mark.parametrize("side", step.SIDES)
 def test_step_costs_what_is_recorded(side):
-    torch.use_deterministic_algorithms(False)
+    as_torch_comes()
     row = networks.NetworkRow("resnet18", "resnet18", step.BATCH, "training", "bf16")
     call = networks.MAKE[side](row, networks.inputs(row, "cuda"))
     for _ in range(4):

@@ -242,3 +242,12 @@ def test_a_number_in_a_tensor_is_read_in_every_call(device):
     if stub() is None:
         assert not torch.equal(results[0], results[1])
     assert all(repeats(y, results[1]) for y in results[2:])
+
+
+def test_options_that_are_sequences_are_told_apart(device):
+    """(2), (1, 1) from (2, 1), (1); lists pass for tuples."""
+    x, w = inputs([(1, 2, 7, 7), (2, 2, 3, 3)], device)
+    for _ in range(3):
+        alike = tritonconv.conv2d(x, w, stride=(2,), padding=(1, 1)).shape
+        assert alike == tritonconv.conv2d(x, w, stride=[2], padding=[1, 1]).shape == (1, 2, 4, 4)
+        assert tritonconv.conv2d(x, w, stride=(2, 1), padding=(1,)).shape == (1, 2, 4, 7)
