@@ -272,7 +272,8 @@ def depthwise(
     name: str, dtype: str, k: int, c=64, stride=1, calling=lambda call: call, family="depthwise"
 ) -> Case:
     call = calling(conv(c, c, k, groups=c, stride=stride, padding=k // 2))
-    exempt = narrow(ODD["conv2d_wgrad"], "conv2d_depthwise_wgrad") if c % 8 else {}
+    odd = family == "depthwise" and c % 8
+    exempt = narrow(ODD["conv2d_wgrad"], "conv2d_depthwise_wgrad") if odd else {}
     exempt |= ODD_SUM if k * k * c % 16 else {}
     return Case(f"{name} {family} {c}", dtype, call, exempt, family=family)
 

@@ -51,7 +51,7 @@ class Share(NamedTuple):
     channels: int
 
 
-# By element size in bytes; for windows of up to so many taps.
+# By element size in bytes; for sums of up to so many products.
 SHARES = {
     2: {
         9: (Share(2, 4, 2), Share(2, 7, 2), Share(4, 4, 2)),
