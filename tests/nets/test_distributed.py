@@ -34,7 +34,7 @@ DRAWING = ["train", "resnet50", "--size", "28", "--augment", "--batch-size", "2"
 
 def torchrun(*commands: list[str], **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", RANKS, json.dumps(commands)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", RANKS, json.dumps(commands)],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
