@@ -81,7 +81,7 @@ STEP = 2**17  # elements that cost the interpreter as much as a step's fixed par
 def room(p: Problem, tile: Tile, form: str, tail: bool) -> dict[str, int]:
     """Constants by which the epilogue leaves room for two programs of 8 warps, where the loop does.
 
-    It does not where it copies a few bytes at a time, masks a tail or keeps more than a bit of a tap.
+    It does not where it copies a few bytes at a time, masks a tail or keeps more than bits of taps.
     """
     aligned = all(unit(c) * p.dtype.itemsize >= 16 for c in p.channels)
     on_hopper = p.capability is None or p.capability[0] == 9
