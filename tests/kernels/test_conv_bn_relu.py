@@ -8,8 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from tritonconv import _common, conv_bn_relu
+from tritonconv.conv import dispatch
 from tritonconv.conv.dispatch import force_family
-from tritonconv.conv.general.tiles import Tile
+from tritonconv.conv.general import tiles as general_tiles
+from tritonconv.conv.general.tiles import HOPPER, Tile
 from tritonconv.norm import stats
 
 SHAPES = {  # input, weight and options
@@ -200,6 +202,26 @@ def test_epilogue_with_every_tile(size, tile, device):
             actual = call.run(ours, device, dtype, vectors, **how)
         expected = call.run(torchs, "cpu", **how)
         assert_rounded(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_epilogue_in_pieces(training, device, monkeypatch):
+    """Statistics, normalisation and gated residual, of a tile that is stored half by half."""
+    tile = HOPPER[2][0]
+    call = Call(((2, 64, 7, 5), (192, 64, 3, 3), {"padding": 1}), residual=True)
+    call.tensors[0] = torch.randint(-2, 3, (2, 64, 7, 5)).double()
+    call.tensors[1] = torch.randint(-2, 3, (192, 64, 3, 3)).double()
+    constants = []
+    prepared = general_tiles.room
+    monkeypatch.setattr(
+        general_tiles, "room", lambda *args: constants.append(prepared(*args)) or constants[-1]
+    )
+    dispatch.forget()
+    how = {"training": training, "activation": "relu"}
+    with force_family("general", tile):
+        actual = call.run(ours, device, torch.float16, torch.float32, **how)
+    assert {found["PIECES"] for found in constants} == {2}
+    assert_rounded(actual, call.run(torchs, "cpu", **how), torch.float16)
 
 
 def test_conv_bn_relu_with_64_bit_offsets(device, monkeypatch):

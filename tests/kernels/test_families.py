@@ -57,6 +57,7 @@ SHAPES = {
         Shape((2, 33, 9, 10), (40, 33, 3, 3), padding=(1, 1)),
         Shape((3, 3, 11, 12), (17, 3, 5, 5), (2, 2), (2, 2)),
         Shape((1, 34, 6, 6), (36, 17, 3, 3), padding=(1, 1), groups=2),
+        Shape((2, 64, 7, 6), (192, 64, 3, 3), (2, 1), (1, 1)),  # epilogues in pieces
     ),
     "grouped": (
         Shape((2, 24, 5, 7), (24, 8, 3, 3), padding=(1, 1), groups=3),

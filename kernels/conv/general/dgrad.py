@@ -116,7 +116,7 @@ def _prepare(p: Problem, tile: tiles.Tile) -> Call:
             **{"FORM": which, "TAIL": COG % tile.k != 0, "UNIT_C": unit_c, "UNIT_CO": unit_co},
             **p.numbers,
             **tile.constants,
-            **tiles.room(p, tile, which),
+            **tiles.room(p, tile, which, COG % tile.k != 0),
         },
         parts=parts,
     )

@@ -87,7 +87,7 @@ def _prepare(p: Problem, tile: tiles.Tile) -> Call:
             **{"UNIT_C": unit_c, "UNIT_CO": unit_co},
             **p.numbers,
             **tile.constants,
-            **tiles.room(p, tile, form(KH * KW, CG)),
+            **tiles.room(p, tile, form(KH * KW, CG), CG % tile.k != 0),
         },
         parts=tiles_m,
     )

@@ -78,13 +78,16 @@ LEAST_ASYNCHRONOUS = 4  # bytes that one asynchronous copy takes
 STEP = 2**17  # elements that cost the interpreter as much as a step's fixed part
 
 
-def room(p: Problem, tile: Tile, form: str) -> dict[str, int]:
-    """Constants by which the epilogue leaves room for two programs of 8 warps, where the loop does:
-    not where it copies a few bytes at a time, or keeps more of each tap than a bit."""
+def room(p: Problem, tile: Tile, form: str, tail: bool) -> dict[str, int]:
+    """Constants by which the epilogue leaves room for two programs of 8 warps, where the loop does.
+
+    It does not where it copies a few bytes at a time, masks a tail or keeps more than bits of taps.
+    """
     aligned = all(unit(c) * p.dtype.itemsize >= 16 for c in p.channels)
     on_hopper = p.capability is None or p.capability[0] == 9
-    if aligned and on_hopper and form == "bits" and p.index == tl.int32:
-        return epilogue.room(tile, False) if tile.warps == 8 else {"PIECES": 1}
+    leaves_two = aligned and not tail and form == "bits" and p.index == tl.int32
+    if on_hopper and leaves_two and tile.warps == 8:
+        return epilogue.room(tile, False)
     return {"PIECES": 1}
 
 
