@@ -18,6 +18,8 @@ from ._remembered import Remembered
 
 PLAIN = {Tensor, Parameter}  # other types of tensors may have symbolic shapes, or none
 MOST_AT_A_PLACE = 16
+# torch has no public name for it; without it tensors are read one by one
+GUARDS = getattr(torch._C._dynamo.guards, "TensorGuards", None)
 
 
 class _Known(NamedTuple):
@@ -57,7 +59,7 @@ def signature(place: Hashable, tensors: Sequence[Tensor | None]) -> int | None:
     number = _numbers.get(found)
     if number is None:
         number = _numbers.add(found, next(_count))
-    if not hit and _aligned(given) and len(set(map(id, given))) == len(given):
+    if GUARDS and not hit and _aligned(given) and len(set(map(id, given))) == len(given):
         known = _Known(_comparison(given), number)
         _known.add(place, (known, *_known.get(place, ())[: MOST_AT_A_PLACE - 1]))
     return number
@@ -92,7 +94,7 @@ def _read(tensors: Sequence[Tensor | None]) -> tuple | None:
 def _comparison(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     """Dynamo's, which compares what is read above, and the dispatcher's keys: of negated tensors,
     of lazy zeros, of modes."""
-    guards = torch._C._dynamo.guards.TensorGuards(
+    guards = GUARDS(
         *tensors,
         dynamic_dims_sizes=[list(t.shape) for t in tensors],
         dynamic_dims_strides=[list(t.stride()) for t in tensors],
