@@ -103,10 +103,10 @@ def resident(launch: Launch) -> int:
 
 
 def _held_twice(launch: Launch) -> bool:
+    if launch.kernel.removeprefix("_").removesuffix("_kernel") not in HELD_TWICE:
+        return False
     m, n, *_ = map(int, launch.tile.split()[0].split("x"))
-    return (
-        launch.kernel.removeprefix("_").removesuffix("_kernel") in HELD_TWICE and m * n <= OUTPUTS
-    )
+    return m * n <= OUTPUTS
 
 
 def faults(
