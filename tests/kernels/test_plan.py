@@ -467,8 +467,10 @@ def test_straight_steps_launch_what_steps_one_by_one_do(
         "ResNet": lambda: BasicBlock(channels, channels),
         "ResNet of bottlenecks": lambda: Bottleneck(channels, channels, 2),
         "MobileNetV2": lambda: TRUNKS["MobileNetV2"]()[1],
+        "without batch norm": lambda: without_norm(channels, nn.ReLU(), nn.SiLU(), nn.Sigmoid()),
+        "pre-activation": lambda: PreActivated(channels),
     }
-    channels = 8 if name == "MobileNetV2" else channels
+    channels = 8 if name in ("MobileNetV2", "pre-activation") else channels
     model = fuse(nn.Sequential(blocks[name]()).to(device)).to(memory_format=torch.channels_last)
     x = torch.zeros(4, channels, 16, 16, device=device).contiguous(
         memory_format=torch.channels_last

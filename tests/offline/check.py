@@ -46,11 +46,9 @@ def check(capability: int, share: int) -> tuple[list[Row], list[str]]:
             found += [(case, launch) for launch in launches(call, capability, case.family)]
         except CompilationError as error:
             errors.append(f"{case.name} {case.dtype} sm_{capability}: {error}")
-    codes = disassemble([launch.cubin for _, launch in found], capability)
-    rows = [
-        judge(case, capability, launch, code)
-        for (case, launch), code in zip(found, codes, strict=True)
-    ]
+    cubins = list(dict.fromkeys(launch.cubin for _, launch in found))
+    codes = dict(zip(cubins, disassemble(cubins, capability), strict=True))
+    rows = [judge(case, capability, launch, codes[launch.cubin]) for case, launch in found]
     return list(dict.fromkeys(rows)), errors
 
 
