@@ -12,10 +12,10 @@ REGISTERS = 64 * 1024  # a multiprocessor
 SHARED_BY_ALL = 228 * 1024  # of a multiprocessor of sm_90, of which each block takes 1 KiB besides
 OUTPUTS = 2**14  # of a tile, of whose kind a multiprocessor of sm_90 is to hold two blocks
 HELD_TWICE = {"conv2d_gemm", "conv2d_boxes"}  # as are kernels whose registers are limited
-# A loop may access spilled values once in so many instructions: from triton 3.8 on, whose ptxas gives
-# that, too, for one more block.
+# A loop may access spilled values once in so many instructions: under triton 3.6 and from 3.8 on, whose
+# ptxas gives that, too, for one more block.
 VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
-SPILLS_EVERY = 250 if VERSION >= (3, 8) else None
+SPILLS_EVERY = None if VERSION == (3, 7) else 250
 MULTIPLY_ADDS = {  # of the matrix unit, a clock and multiprocessor
     "fp16": {80: 1024, 89: 512, 90: 2048},
     "bf16": {80: 1024, 89: 512, 90: 2048},
