@@ -104,11 +104,11 @@ def cast(tensors: Sequence[Tensors], x: Tensor) -> list[Tensors]:
     if not others:
         return list(tensors)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        cast = [t.to(x.dtype) for t in others]
+        found = [t.to(x.dtype) for t in others]
     else:  # all in one launch
-        cast = [torch.empty_like(t, dtype=x.dtype) for t in others]
-        torch._foreach_copy_(cast, others)
-    made = dict(zip(map(id, others), cast, strict=True))
+        found = [torch.empty_like(t, dtype=x.dtype) for t in others]
+        torch._foreach_copy_(found, others)
+    made = dict(zip(map(id, others), found, strict=True))
     return [
         t._replace(w=made.get(id(t.w), t.w), bias=made.get(id(t.bias), t.bias)) for t in tensors
     ]

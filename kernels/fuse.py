@@ -75,8 +75,9 @@ def _report(model: nn.Module, outcomes: dict[nn.Module, Outcome]) -> Iterator[st
             for path, line in found.items():
                 conv = container.get_submodule(path)
                 lines[training][conv] = f"{names[container] or 'model'}: {line}"
+    fused = lines[True].keys() | lines[False].keys()
     for conv, name in names.items():
-        if not isinstance(conv, nn.modules.conv._ConvNd) and conv not in lines[True] | lines[False]:
+        if not isinstance(conv, nn.modules.conv._ConvNd) and conv not in fused:
             continue
         training, evaluation = lines[True].get(conv), lines[False].get(conv)
         if training and training == evaluation:

@@ -23,7 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ... import _split
 from .. import tma
-from ..family import Call, Family
+from ..family import Call, Family, until_measured
 from ..problem import Problem
 
 WIDTH = 64  # channels of a bundle, in and out: rows of 128 bytes, and an instruction's output
@@ -146,9 +146,4 @@ def _prepare(p: Problem, rows: Rows) -> Call:
     )
 
 
-def _yields(p: Problem) -> bool:
-    """Until it is measured."""
-    return True
-
-
-WGRAD = Family("rows", _declines, _configs, _prepare, _yields)
+WGRAD = Family("rows", _declines, _configs, _prepare, until_measured)

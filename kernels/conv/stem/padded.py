@@ -21,7 +21,7 @@ from ..._common import index_type, unravel
 from ..._launch import INTERPRETED, INTERPRETED_BLOCK, launch
 from ...norm.stats import about_mean, store_statistics
 from ..epilogue import channel_terms, store_tile
-from ..family import Call, Family
+from ..family import Call, Family, until_measured
 from ..problem import Problem
 from .rows import LEAST_BLOCK, declines
 
@@ -217,9 +217,4 @@ def _prepare(p: Problem, walk: Walk) -> Call:
     )
 
 
-def yields(p: Problem) -> bool:
-    """Until it is measured."""
-    return True
-
-
-FORWARD = Family("padded", padded_declines, _configs, _prepare, yields)
+FORWARD = Family("padded", padded_declines, _configs, _prepare, until_measured)

@@ -18,9 +18,9 @@ from torch import Tensor
 from ... import _split
 from ..._common import unravel
 from ..._launch import INTERPRETED_BLOCK
-from ..family import Call, Family
+from ..family import Call, Family, until_measured
 from ..problem import Problem
-from .padded import CHANNELS, PROGRAMS, copied, padded_declines, padded_sizes, span, yields
+from .padded import CHANNELS, PROGRAMS, copied, padded_declines, padded_sizes, span
 
 
 @triton.jit(do_not_specialize=("pixels", "blocks", "blocks_a_split", "OH", "OW", "H"))
@@ -128,4 +128,4 @@ def _prepare(p: Problem, share: Share) -> Call:
     )
 
 
-WGRAD = Family("padded", padded_declines, _configs, _prepare, yields)
+WGRAD = Family("padded", padded_declines, _configs, _prepare, until_measured)

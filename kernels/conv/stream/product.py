@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ...norm.stats import store_sums
 from .. import tma
 from ..epilogue import channel_terms, store_and_add, store_tile
-from ..family import Call, Family
+from ..family import Call, Family, until_measured
 from ..gemm.product import declines as gemm_declines
 from ..gemm.product import shape
 from ..problem import Problem
@@ -136,10 +136,5 @@ def _configs(p: Problem) -> tuple[Walk, ...]:
     return WALKS[p.dtype.itemsize]
 
 
-def _yields(p: Problem) -> bool:
-    """Until it is measured."""
-    return True
-
-
-FORWARD = Family("stream", _declines, _configs, _prepare, _yields)
-DGRAD = Family("stream", _declines, _configs, _prepare, _yields)
+FORWARD = Family("stream", _declines, _configs, _prepare, until_measured)
+DGRAD = Family("stream", _declines, _configs, _prepare, until_measured)
