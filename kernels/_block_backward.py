@@ -1,17 +1,20 @@
 """The gradients of a block.
 
 What follows c_i is undone in two passes: one takes the sums for norm_i's gradient, and stores z_i,
-which the weights' gradient above reads; the next gives the gradient of c_i.  Of a bare unit they
-are one pass, or part of dgrad's epilogue.
+which the weights' gradient above reads; the next gives the gradient of c_i.  The first may be part
+of the epilogue of the dgrad above.  Of a bare unit they are one pass, or part of that epilogue.
 """
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from ._block import INSIDE, Block, Kept, Tensors, main_units
 from .conv.dbias import conv2d_dbias
-from .conv.dgrad import conv2d_dgrad_fused
+from .conv.dgrad import conv2d_dgrad_fused, conv2d_dgrad_undone
 from .conv.forward import conv2d_fused
 from .conv.wgrad import conv2d_wgrad
+from .norm.activation import passes_once
 from .norm.backward import (
     batch_norm_bwd,
     batch_norm_bwd_and_g,
@@ -41,7 +44,7 @@ def backward(
     # the first unit that something needs a gradient of, or through
     first = 0 if needs_dx else next((i for i, k in enumerate(main) if any(k.needs)), len(main))
 
-    dz, dc, gate, g = dy, None, y, None
+    dz, dc, gate, g, taken = dy, None, y, None, None
     for i in reversed(range(first, len(main))):
         this, above = main[i], main[i + 1] if i + 1 < len(main) else None
         needs_dc = i > first or needs_dx or bool(this.needs.w or this.needs.bias)
@@ -53,12 +56,19 @@ def backward(
         else:
             # what a direct one's result tells was part of the dgrad above
             act = "none" if this.unit.direct else this.unit.activation
-            found[i], this_dc, z, _ = _undone(this, dz, act, None, needs_dc, needs_z)
+            found[i], this_dc, z, _ = _undone(this, dz, act, None, needs_dc, needs_z, taken=taken)
             if needs_z:
                 found[i + 1]["w"] = _w_gradient(above, dc, z)
             dc = this_dc
         if i > first:
             below = main[i - 1]
+            taken = None
+            if _takes_sums(this, below, i - 1 > first or needs_dx):
+                norm, geometry = below.norm, this.unit.geometry.flat
+                dz, *taken = conv2d_dgrad_undone(
+                    dc, this.tensors.w, below.c, *norm, below.unit.activation, geometry
+                )
+                continue
             act = below.unit.activation if below.unit.direct else "none"
             how = (None if act == "none" else below.c), act
             dz = _x_gradient(this, dc, below.c.shape, INSIDE, None, *how)
@@ -92,6 +102,20 @@ def backward(
     return dx, [Tensors(**gradients) for gradients in found], g
 
 
+def _takes_sums(kept: Kept, below: Kept, deeper: bool) -> bool:
+    """Whether z and the sums of the unit below are wanted, and dgrad may take them; deeper: whether
+    something below that one needs a gradient."""
+    needs, unit = below.needs, below.unit
+    wanted = needs.scale or needs.shift or (unit.of_batch and (deeper or needs.w or needs.bias))
+    return bool(
+        wanted
+        and kept.needs.w
+        and kept.unit.size is None
+        and unit.norm != "none"
+        and passes_once(unit.activation)
+    )
+
+
 def _undone(
     kept: Kept,
     dz: Tensor,
@@ -100,13 +124,19 @@ def _undone(
     needs_dc: bool,
     needs_z: bool = False,
     needs_g: bool = False,
+    taken: Sequence[Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, Tensor | None]:
     """From the gradient of act(norm(c) + ...): those of scale, shift and bias, of c, z if wanted;
-    and the gradient of what is added, where that is wanted and a gate given."""
+    and the gradient of what is added, where that is wanted and a gate given.
+
+    taken: z and the sums, if dgrad took them.
+    """
     if kept.unit.norm == "none":
         gradients, dc = _bare_backward(kept, dz, activation, gate)
         return gradients, dc, kept.z() if needs_z else None, dc if needs_g else None
-    gradients, dc, z, g = _norm_backward(kept, dz, activation, gate, needs_dc, needs_z, needs_g)
+    gradients, dc, z, g = _norm_backward(
+        kept, dz, activation, gate, needs_dc, needs_z, needs_g, taken
+    )
     if kept.needs.bias:
         gradients["bias"] = conv2d_dbias(dc).to(kept.given.bias.dtype)
     return gradients, dc, z, g
@@ -120,12 +150,15 @@ def _norm_backward(
     needs_dc: bool,
     needs_z: bool,
     needs_g: bool,
+    taken: Sequence[Tensor] | None,
 ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, Tensor | None]:
     """As _undone, but for the bias."""
     norm = *kept.norm, activation
     needs_scale, needs_shift = kept.needs.scale, kept.needs.shift
     sums = z = dc = g = None
-    if needs_scale or needs_shift or (needs_dc and kept.unit.of_batch):
+    if taken is not None:
+        z, sums = taken
+    elif needs_scale or needs_shift or (needs_dc and kept.unit.of_batch):
         if needs_z:
             sums, z = batch_norm_sums_and_y(dz, kept.c, *norm)
         elif needs_g:

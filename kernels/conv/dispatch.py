@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _plan, _split
 from .._common import empty_in, empty_nhwc, leave, nhwc
 from .._launch import start, within
+from ..norm.normalise import row
 from ..norm.stats import Running, combined, partial_statistics
 from . import measured, tuned
 from .boxes.walk import DGRAD as BOXES_DGRAD
@@ -82,7 +83,8 @@ FAMILIES = {
         GENERAL_WGRAD,
     ),
 }
-NAMES = sorted({family.name for families in FAMILIES.values() for family in families})
+SEPARATE = "separate"  # no family: passes of their own for what dgrad's epilogue may take, too
+NAMES = sorted({SEPARATE, *(family.name for families in FAMILIES.values() for family in families)})
 
 _forced: ContextVar[tuple[str, Config | None] | None] = ContextVar("_forced", default=None)
 
@@ -107,8 +109,9 @@ def force_family(
 
     So are the backward passes that start in it, whichever context their forward was in; other
     threads are not.  Names are what explain() prints.  A pass that has no kernel in the family is
-    served as always.  Raises RuntimeError where the family does not serve a convolution, telling
-    why.  For reports of bugs and comparisons.
+    served as always.  "separate" is none, and leaves the sums of batch norm's backward to passes of
+    their own, which a chain takes in dgrad's epilogue otherwise.  Raises RuntimeError where the
+    family does not serve a convolution, telling why.  For reports of bugs and comparisons.
     """
     if name not in NAMES:
         raise ValueError(f"force_family: name must be one of {', '.join(NAMES)}, got {name!r}")
@@ -234,6 +237,35 @@ def convolved(
     outs = (result, partial) if with_stats else (result,)
     start(call.kernel, call.programs, args, outs, call.constants, choice)
     return leave(result, memory_format), combined(partial, running) if with_stats else None
+
+
+def takes_sums(
+    dy: Tensor, w: Tensor, x_shape: Sequence[int], geometry: Sequence[int]
+) -> Choice | None:
+    """How dgrad is served with batch norm's sums, where the family that serves it takes them."""
+    forced = _forced.get()
+    if 0 in x_shape or forced == (SEPARATE, None):
+        return None
+    choice = chosen(
+        "dgrad", tuple(x_shape), w.shape, dy.shape, tuple(geometry), dy.dtype, input_precision(dy),
+        dy.device, forced, True,
+    )  # fmt: skip
+    return None if choice.family.sums is None else choice
+
+
+def undone(
+    choice: Choice, dy: Tensor, w: Tensor, c: Tensor, norm: Sequence, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From the gradient of what w made of z = activation(norm(c)), by the kernel of that choice:
+    the gradient of norm(c), z, and the sums for c's; norm is mean, var, scale, shift and eps."""
+    call, (*vectors, eps) = choice.call, norm
+    g, z = empty_nhwc(c.shape, dy), empty_nhwc(c.shape, dy)
+    sums = dy.new_empty((2, c.shape[1]), dtype=_split.sum_dtype(dy.dtype))
+    partial = _split.partial_sums(call.parts, sums)
+    given = nhwc(c), z, *map(row, vectors), partial
+    args = *call.operands(nhwc(dy), nhwc(w)), g, *call.sizes, *given, eps, activation
+    start(choice.family.sums, call.programs, args, (g, z, partial), call.constants, choice)
+    return g, z, _split.add_splits(partial, sums)
 
 
 def _nothing(work, source, w, x_shape, memory_format, geometry) -> Tensor:

@@ -5,7 +5,9 @@
 each step where it is asked for.  Or y = acc + bias, with the statistics of y's channels, as batch
 norm in training wants them.  Or y = acc + the residual as act passes it back, told by the gate, its
 result: the gradient of a block that adds its input to its output.  Or, without a residual, acc as
-act passes it back.
+act passes it back.  Or, acc being the gradient of z = act(normalised c), all that goes back to c:
+
+    g = acc as act passes it back, told by c, with sum(g) and sum(g * c^) of each channel, and z
 """
 
 from typing import NamedTuple
@@ -37,7 +39,10 @@ def pieces(acc, PIECES: tl.constexpr):
         else:
             one, two = _in_two(first)
             three, four = _in_two(second)
-            return one, two, three, four
+            if PIECES == 4:
+                return one, two, three, four
+            else:
+                return _in_two(one) + _in_two(two) + _in_two(three) + _in_two(four)
 
 
 @triton.jit
@@ -101,6 +106,49 @@ def store_and_add(
     total, squares, count = add_block(near, total, squares, count, x, inside, more, share)
     tl.store(y_ptr + offs, y.T, mask=rows[:, None] & channels[None, :])
     return near, total, squares, count
+
+
+@triton.jit
+def store_undone(
+    acc, g_ptr, c_ptr, z_ptr, offs, rows, c, channels, sum_g, sum_g_c,
+    mean_ptr, var_ptr, scale_ptr, shift_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Stores g and z of a tile, acc [M, N] at offs, and gives sums [M, N] with g and g * (c - mean)
+    added.
+
+    rows [M] tell which are inside, channels [N] which of c.
+    """
+    mean, _, scale, shift = coefficients(
+        mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC
+    )
+    inside = rows[:, None] & channels[None, :]
+    x = tl.load(c_ptr + offs, mask=inside, other=0.0).to(ACC) - mean[None, :]
+    y = x * scale[None, :] + shift[None, :]
+    tl.store(z_ptr + offs, activated(y, ACTIVATION), mask=inside)
+    g = passed(acc, y, ACTIVATION, False).to(g_ptr.dtype.element_ty)
+    tl.store(g_ptr + offs, g, mask=inside)
+    g = tl.where(inside, g.to(ACC), 0.0)
+    return sum_g + g, sum_g_c + g * x
+
+
+@triton.jit
+def add_to_sums(
+    sums_ptr, first, sum_g, sum_g_c, c, channels, C, var_ptr, EPS: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """Adds store_undone's sums of a tile to sum(g) and sum(g * c^) of channels c [N], in sums
+    [2, C]; or, if it is the first, to nothing.
+
+    They lie in memory, for between its tiles a program has no registers for them.
+    """
+    rstd = tl.rsqrt(vector(var_ptr, c, channels, 1.0, ACC) + EPS)
+    more, more_c = tl.sum(sum_g, axis=0), tl.sum(sum_g_c, axis=0) * rstd
+    sums_ptr += c
+    there = channels & (first == 0)
+    more += tl.load(sums_ptr, mask=there, other=0.0)
+    more_c += tl.load(sums_ptr + C, mask=there, other=0.0)
+    tl.store(sums_ptr, more, mask=channels)
+    tl.store(sums_ptr + C, more_c, mask=channels)
 
 
 @triton.jit

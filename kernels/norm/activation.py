@@ -70,6 +70,11 @@ def gates(activation: str) -> bool:
     return activation in ("none", "relu", "relu6")
 
 
+def passes_once(activation: str) -> bool:
+    """Whether what it has passed back it leaves as it is."""
+    return activation in ("none", "relu", "relu6")
+
+
 def passed_back(dy: Tensor, y: Tensor, activation: str) -> Tensor:
     """The gradient before one that gates, told by its result y; as a function of dy."""
     if activation == "none":

@@ -42,7 +42,7 @@ def coefficients(
     mean_ptr, var_ptr, w_ptr, b_ptr, c, inside, EPS: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     """Of channels c: mean, 1 / sqrt(var + eps), that times weight, and bias."""
-    rstd = 1.0 / tl.sqrt(vector(var_ptr, c, inside, 1.0, ACC) + EPS)
+    rstd = tl.rsqrt(vector(var_ptr, c, inside, 1.0, ACC) + EPS)
     scale = rstd
     if w_ptr is not None:
         scale *= vector(w_ptr, c, inside, 0.0, ACC)

@@ -11,7 +11,12 @@ SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes a block
 REGISTERS = 64 * 1024  # a multiprocessor
 SHARED_BY_ALL = 228 * 1024  # of a multiprocessor of sm_90, of which each block takes 1 KiB besides
 OUTPUTS = 2**14  # of a tile, of whose kind a multiprocessor of sm_90 is to hold two blocks
-HELD_TWICE = {"conv2d_gemm", "conv2d_boxes"}  # as are kernels whose registers are limited
+HELD_TWICE = {
+    "conv2d_gemm",
+    "conv2d_gemm_sums",
+    "conv2d_boxes",
+    "conv2d_boxes_sums",
+}  # as are kernels whose registers are limited
 # A loop may access spilled values once in so many instructions: under triton 3.6 and from 3.8 on, whose
 # ptxas gives that, too, for one more block.
 VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])

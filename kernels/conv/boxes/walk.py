@@ -27,7 +27,15 @@ from ...norm.stats import store_sums
 from .. import tma
 from ..box import box_of, first_box
 from ..classes import class_taps, steps
-from ..epilogue import channel_terms, pieces, room, store_and_add, store_tile
+from ..epilogue import (
+    add_to_sums,
+    channel_terms,
+    pieces,
+    room,
+    store_and_add,
+    store_tile,
+    store_undone,
+)
 from ..family import Call, Family
 from ..general.tiles import Tile
 from ..geometry import SIZES
@@ -192,6 +200,52 @@ def _conv2d_boxes_kernel(
         store_sums(partial_ptr, walker, c, C, c < C, near, total, squares, count, share)
 
 
+@triton.jit(do_not_specialize=(*SIZES, "K", "units", *STEPS, "parts", "walkers"))
+def _conv2d_boxes_sums_kernel(
+    dy_desc, w_desc, g_ptr,  # dy [N, OH, OW, K], w as above, g, c and z [N, H, W, C]
+    N, K, H, W, units, KH, KW,
+    H0, W0, STEP_H, STEP_W, boxes_h, boxes_w, parts, walkers,
+    c_ptr, z_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, W_ALONG_K: tl.constexpr, UNIT: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    SOURCE_SH: tl.constexpr, SOURCE_SW: tl.constexpr,
+    RESULT_SH: tl.constexpr, RESULT_SW: tl.constexpr,
+    APART_H: tl.constexpr, APART_W: tl.constexpr,
+    BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """dgrad, and all that goes back to c of the batch norm below it."""
+    PIXELS: tl.constexpr = BOX_N * BOX_H * BOX_W
+    COUNT: tl.constexpr = 2 * PIECES if PIECES > 1 else 1  # more is alive than with statistics
+    PIECE: tl.constexpr = PIXELS // COUNT
+    program = tl.program_id(0)
+    C = units * UNIT
+    tiles_c = tl.cdiv(C, BLOCK_N)
+    walker, c0 = program // tiles_c, program % tiles_c * BLOCK_N
+    c = c0 + tl.arange(0, BLOCK_N)
+    sums_ptr = partial_ptr + walker * 2 * C
+    for part in range(walker, parts, walkers):
+        place = _place(part, boxes_h, boxes_w, RESULT_SH, RESULT_SW, BOX_N, BOX_H, BOX_W)
+        acc = _product(
+            dy_desc, w_desc, place, c0, K, C, KH, KW, H0, W0, STEP_H, STEP_W,
+            W_ALONG_K, PRECISION, ACC, SOURCE_SH, SOURCE_SW, RESULT_SH, RESULT_SW,
+            APART_H, APART_W, PIXELS, BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
+        acc = pieces(acc, COUNT)
+        sum_g = tl.zeros((PIECE, BLOCK_N), ACC)
+        sum_g_c = sum_g
+        for i in tl.static_range(COUNT):
+            pixel, rows = _pixels(
+                i * PIECE, place, N, H, W, INDEX, RESULT_SH, RESULT_SW, BOX_H, BOX_W, PIECE
+            )
+            sum_g, sum_g_c = store_undone(
+                acc[i].T, g_ptr, c_ptr, z_ptr, pixel[:, None] * C + c[None, :], rows, c, c < C,
+                sum_g, sum_g_c, mean_ptr, var_ptr, scale_ptr, shift_ptr, EPS, ACTIVATION, ACC,
+            )  # fmt: skip
+        first = part == walker
+        add_to_sums(sums_ptr, first, sum_g, sum_g_c, c, c < C, C, var_ptr, EPS, ACC)
+
+
 def _shape(p: Problem) -> tuple[int, int, int]:
     """The product's rows, columns and reduction."""
     (N, C, H, W), (CO, _, KH, KW), (_, _, OH, OW) = p.x, p.w, p.y
@@ -309,4 +363,4 @@ def _yields(p: Problem) -> bool:
 
 
 FORWARD = Family("boxes", _declines, _configs, _prepare, _yields)
-DGRAD = Family("boxes", _declines, _configs, _prepare, _yields)
+DGRAD = Family("boxes", _declines, _configs, _prepare, _yields, _conv2d_boxes_sums_kernel)

@@ -15,7 +15,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ...norm.normalise import vector
 from ...norm.stats import store_sums
 from .. import tma
-from ..epilogue import channel_terms, pieces, room, store_and_add, store_tile
+from ..epilogue import (
+    add_to_sums,
+    channel_terms,
+    pieces,
+    room,
+    store_and_add,
+    store_tile,
+    store_undone,
+)
 from ..family import Call, Family
 from ..general.tiles import Tile
 from ..problem import Problem
@@ -90,6 +98,43 @@ def _conv2d_gemm_kernel(
         store_sums(partial_ptr, part, c, C, c < C, near, total, squares, count, share)
 
 
+@triton.jit(do_not_specialize=("pixels", "K", "units", "walkers"))
+def _conv2d_gemm_sums_kernel(
+    dy_desc, w_desc, g_ptr,  # dy [P, K], w as above, g, c and z [P, C]
+    pixels, K, units, walkers,
+    c_ptr, z_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, W_ALONG_K: tl.constexpr, UNIT: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # fmt: skip
+    """dgrad, and all that goes back to c of the batch norm below it."""
+    program = tl.program_id(0)
+    C = units * UNIT
+    tiles_c = tl.cdiv(C, BLOCK_N)
+    walker, c0 = program // tiles_c, program % tiles_c * BLOCK_N
+    c = c0 + tl.arange(0, BLOCK_N)
+    COUNT: tl.constexpr = 2 * PIECES if PIECES > 1 else 1  # more is alive than with statistics
+    PIECE: tl.constexpr = BLOCK_M // COUNT
+    sums_ptr = partial_ptr + walker * 2 * C
+    for m0 in range(walker * BLOCK_M, pixels, walkers * BLOCK_M):
+        acc = _product(
+            dy_desc, w_desc, m0, c0, K, W_ALONG_K, PRECISION, ACC,
+            BLOCK_M, BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
+        acc = pieces(acc, COUNT)
+        sum_g = tl.zeros((PIECE, BLOCK_N), ACC)
+        sum_g_c = sum_g
+        for i in tl.static_range(COUNT):
+            m = tl.cast(m0 + i * PIECE, INDEX) + tl.arange(0, PIECE)
+            sum_g, sum_g_c = store_undone(
+                acc[i].T, g_ptr, c_ptr, z_ptr, m[:, None] * C + c[None, :], m < pixels, c, c < C,
+                sum_g, sum_g_c, mean_ptr, var_ptr, scale_ptr, shift_ptr, EPS, ACTIVATION, ACC,
+            )  # fmt: skip
+        first = m0 == walker * BLOCK_M
+        add_to_sums(sums_ptr, first, sum_g, sum_g_c, c, c < C, C, var_ptr, EPS, ACC)
+
+
 def declines(p: Problem) -> str | None:
     if p.w[2:] != (1, 1) or any(p.geometry.before) or p.x[2:] != p.y[2:]:
         return "it takes 1x1 kernels of stride 1 without padding"
@@ -133,4 +178,4 @@ def _configs(p: Problem) -> tuple[Tile, ...]:
 
 
 FORWARD = Family("gemm", declines, _configs, _prepare, tma.yields)
-DGRAD = Family("gemm", declines, _configs, _prepare, tma.yields)
+DGRAD = Family("gemm", declines, _configs, _prepare, tma.yields, _conv2d_gemm_sums_kernel)

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from ..._common import unit, unravel
 from ..classes import class_taps, steps
-from ..epilogue import finish, pieces
+from ..epilogue import add_to_sums, finish, pieces, store_undone
 from ..family import Call, Family
 from ..geometry import SIZES
 from ..problem import Problem
@@ -26,31 +26,29 @@ from .taps import accumulate_taps, form
 DIVIDED = ("units_c", "units_co", "STEP_H", "STEP_W", "tiles_m")
 
 
-@triton.jit(do_not_specialize=(*SIZES, *DIVIDED))
-def _conv2d_dgrad_kernel(
-    dy_ptr, w_ptr, dx_ptr,  # dy [N, OH, OW, CO], w [CO, KH, KW, CG], dx [N, H, W, C]
+@triton.jit
+def _tile(
+    dy_ptr, w_ptr,
     N, H, W, units_c, OH, OW, units_co, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
-    STEP_H, STEP_W,  # taps of one class lie this far apart
-    tiles_m,  # tiles of the largest class
-    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr,
-    UNIT_C: tl.constexpr, UNIT_CO: tl.constexpr,
+    STEP_H, STEP_W, tiles_m,
+    FORM: tl.constexpr, TAIL: tl.constexpr, UNIT_C: tl.constexpr, UNIT_CO: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-    PIECES: tl.constexpr,
 ):  # fmt: skip
+    """The program's sums [BLOCK_M, BLOCK_N]; which pixels they are of, which of these there are
+    and how many; its part of all; and its group's number and first channel in the group."""
     CG, COG = units_c * UNIT_C, units_co * UNIT_CO  # in units, to know what divides them
-    program = tl.program_id(0)
+    part = tl.program_id(0)
     tiles_n = tl.cdiv(CG, BLOCK_N)
-    tile_n = program % tiles_n
-    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    program = program // tiles_n
-    group = program % GROUPS
-    program = program // GROUPS
-    start = tl.cast(program % tiles_m, INDEX) * BLOCK_M
+    n0 = part % tiles_n * BLOCK_N
+    n = n0 + tl.arange(0, BLOCK_N)
+    part = part // tiles_n
+    group = part % GROUPS
+    part = part // GROUPS
+    start = tl.cast(part % tiles_m, INDEX) * BLOCK_M
     m = start + tl.arange(0, BLOCK_M)
-    residue_h, residue_w = program // tiles_m // SW, program // tiles_m % SW
-    C, CO = tl.cast(CG * GROUPS, INDEX), tl.cast(COG * GROUPS, INDEX)
+    residue_h, residue_w = part // tiles_m // SW, part // tiles_m % SW
+    CO = tl.cast(COG * GROUPS, INDEX)
 
     rows, columns = tl.cdiv(H - residue_h, SH), tl.cdiv(W - residue_w, SW)
     pixels = N * rows * columns  # of this class
@@ -76,18 +74,74 @@ def _conv2d_dgrad_kernel(
         taps_h, taps_w, COG, -(STEP_H * DH // SH), -(STEP_W * DW // SW),
         FORM, TAIL, PRECISION, BLOCK_K, STAGES,
     )  # fmt: skip
+    count = tl.minimum(tl.maximum(pixels - start, 0), BLOCK_M)
+    return acc, (image * H + h) * W + w, m < pixels, count, part, group, n0
 
+
+@triton.jit(do_not_specialize=(*SIZES, *DIVIDED))
+def _conv2d_dgrad_kernel(
+    dy_ptr, w_ptr, dx_ptr,  # dy [N, OH, OW, CO], w [CO, KH, KW, CG], dx [N, H, W, C]
+    N, H, W, units_c, OH, OW, units_co, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
+    STEP_H, STEP_W,  # taps of one class lie this far apart
+    tiles_m,  # tiles of the largest class
+    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr,
+    UNIT_C: tl.constexpr, UNIT_CO: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # fmt: skip
+    acc, pixel, rows, count, part, group, n0 = _tile(
+        dy_ptr, w_ptr, N, H, W, units_c, OH, OW, units_co, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
+        STEP_H, STEP_W, tiles_m, FORM, TAIL, UNIT_C, UNIT_CO, PRECISION, ACC, INDEX,
+        BLOCK_M, BLOCK_N, BLOCK_K, STAGES,
+    )  # fmt: skip
+    CG = units_c * UNIT_C
+    C = tl.cast(CG * GROUPS, INDEX)
     PIECE: tl.constexpr = BLOCK_N // PIECES
     acc = pieces(acc, PIECES)
     for i in tl.static_range(PIECES):
-        n = tile_n * BLOCK_N + i * PIECE + tl.arange(0, PIECE)
+        n = n0 + i * PIECE + tl.arange(0, PIECE)
         c = group * CG + n
         finish(
-            acc[i], dx_ptr, ((image * H + h) * W + w)[:, None] * C + c[None, :], m < pixels,
-            tl.minimum(tl.maximum(pixels - start, 0), BLOCK_M), c, C, n < CG, program,
+            acc[i], dx_ptr, pixel[:, None] * C + c[None, :], rows, count, c, C, n < CG, part,
             b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
             EPS, ACTIVATION, ACC,
         )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=(*SIZES, *DIVIDED))
+def _conv2d_dgrad_sums_kernel(
+    dy_ptr, w_ptr, g_ptr,  # dy and w as above, g, c and z [N, H, W, C]
+    N, H, W, units_c, OH, OW, units_co, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
+    STEP_H, STEP_W, tiles_m,
+    c_ptr, z_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, FORM: tl.constexpr, TAIL: tl.constexpr,
+    UNIT_C: tl.constexpr, UNIT_CO: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # fmt: skip
+    """dgrad, and all that goes back to c of the batch norm below it."""
+    acc, pixel, rows, _, part, group, n0 = _tile(
+        dy_ptr, w_ptr, N, H, W, units_c, OH, OW, units_co, GROUPS, KH, KW, SH, SW, PH, PW, DH, DW,
+        STEP_H, STEP_W, tiles_m, FORM, TAIL, UNIT_C, UNIT_CO, PRECISION, ACC, INDEX,
+        BLOCK_M, BLOCK_N, BLOCK_K, STAGES,
+    )  # fmt: skip
+    CG = units_c * UNIT_C
+    C = tl.cast(CG * GROUPS, INDEX)
+    PIECE: tl.constexpr = BLOCK_N // PIECES
+    acc = pieces(acc, PIECES)
+    for i in tl.static_range(PIECES):
+        n = n0 + i * PIECE + tl.arange(0, PIECE)
+        c = group * CG + n
+        none = tl.zeros((BLOCK_M, PIECE), ACC)
+        sum_g, sum_g_c = store_undone(
+            acc[i], g_ptr, c_ptr, z_ptr, pixel[:, None] * C + c[None, :], rows, c, n < CG,
+            none, none, mean_ptr, var_ptr, scale_ptr, shift_ptr, EPS, ACTIVATION, ACC,
+        )  # fmt: skip
+        sums_ptr = partial_ptr + part * 2 * C
+        add_to_sums(sums_ptr, 1, sum_g, sum_g_c, c, n < CG, C, var_ptr, EPS, ACC)
 
 
 def _shape(p: Problem) -> tuple[int, int, int, int]:
@@ -122,4 +176,10 @@ def _prepare(p: Problem, tile: tiles.Tile) -> Call:
     )
 
 
-DGRAD = Family("general", lambda p: None, lambda p: tiles.serving(p, *_shape(p)), _prepare)
+DGRAD = Family(
+    "general",
+    lambda p: None,
+    lambda p: tiles.serving(p, *_shape(p)),
+    _prepare,
+    sums=_conv2d_dgrad_sums_kernel,
+)
