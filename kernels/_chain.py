@@ -6,6 +6,7 @@ blocks' outputs (or none of these, if they are to be computed again).
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ._composed import differentiable
 from ._plan import plannable, planned, written
 from ._remembered import Remembered
 from ._signature import signature
+from ._split import together
 from .conv.dispatch import depends_on
 from .norm.activation import activate, gates
 from .norm.stats import Running
@@ -260,14 +262,16 @@ def _backward_pass(
     parts = _by_block(chain.blocks, kept)
     order = _backwards_again(parts, x) if chain.recompute else _backwards(parts, x, outputs)
     gradients, left = (), len(needs)
-    for block, of_block, x, y in order:
-        left -= len(of_block) * len(Tensors._fields)
-        below = needs_dx or any(needs[:left])
-        dy, of_units, g = backward(block, of_block, x, y, dy, below, needs_g)
-        if needs_g:
-            dresidual, needs_g = g.contiguous(memory_format=residual_format), False
-        gradients = (*(g for unit in of_units for g in unit), *gradients)
-        if not below:
-            break
+    # nothing here reads gradients of weights
+    with nullcontext() if torch.compiler.is_compiling() else together():
+        for block, of_block, x, y in order:
+            left -= len(of_block) * len(Tensors._fields)
+            below = needs_dx or any(needs[:left])
+            dy, of_units, g = backward(block, of_block, x, y, dy, below, needs_g)
+            if needs_g:
+                dresidual, needs_g = g.contiguous(memory_format=residual_format), False
+            gradients = (*(g for unit in of_units for g in unit), *gradients)
+            if not below:
+                break
     missing = (None,) * (len(needs) - len(gradients))
     return dy if needs_dx else None, dresidual, *missing, *gradients

@@ -19,6 +19,7 @@ from torch._prims_common import suggest_memory_format
 from torch.autograd import _profiler_enabled, forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from ._later import collecting
 from ._launch import INTERPRETED, INTERPRETED_BLOCK, watched
 from ._plan import plannable
 from ._signature import PLAIN
@@ -46,7 +47,8 @@ def op(schema: str, fake: Callable) -> Callable:
 
         def dispatched(*args):
             # the dispatcher makes lists of them: a launcher sees the same from either side
-            return launcher(*(tuple(a) if isinstance(a, list) else a for a in args))
+            with collecting(None):  # who looks on may read what it gives
+                return launcher(*(tuple(a) if isinstance(a, list) else a for a in args))
 
         # torch.jit.trace knows no lists of SymInt, torch.compile needs them
         for form in (schema, schema.replace("(", ".traced(", 1).replace("SymInt[]", "int[]")):

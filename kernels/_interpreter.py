@@ -31,7 +31,8 @@ def run(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict
     """kernel[(programs,)](*args, **meta), where outs names the tensors in args that it writes."""
     with _lock:
         _prepare()
-        host = [_hosted(a) for a in args]
+        known = {}  # what is given twice stays one
+        host = [_hosted(a, known) for a in args]
         bases = [a.base if isinstance(a, TensorDescriptor) else a for a in host]
         tensors = [a for a in bases if isinstance(a, Tensor)]
         with _arranged_for(tensors), np.errstate(all="ignore"):
@@ -41,17 +42,19 @@ def run(kernel, programs: int, args: tuple, outs: tuple[Tensor, ...], meta: dict
                 arg.copy_(result)
 
 
-def _hosted(x: Any) -> Any:
+def _hosted(x: Any, known: dict[int, Tensor]) -> Any:
     """A kernel's argument: a tensor, or a descriptor's, on the CPU, bfloat16 as float32.
 
     The interpreter's bfloat16 arithmetic is wrong and its rounding truncates; float32 holds every
     bfloat16, and copying back rounds once.
     """
     if isinstance(x, TensorDescriptor):
-        return dataclasses.replace(x, base=_hosted(x.base))
+        return dataclasses.replace(x, base=_hosted(x.base, known))
     if not isinstance(x, Tensor):
         return x
-    return x.to("cpu", torch.float32 if x.dtype == torch.bfloat16 else x.dtype)
+    if id(x) not in known:
+        known[id(x)] = x.to("cpu", torch.float32 if x.dtype == torch.bfloat16 else x.dtype)
+    return known[id(x)]
 
 
 class _Memory:

@@ -2,8 +2,12 @@
 
     out[i] = sum_s partial[s, i]
 
-A program owns BLOCK consecutive elements of out and adds ROWS parts of them at a time.
+A program owns some consecutive elements of out and adds several parts of them at a time.  One
+launch takes up to four such sums: those that nothing waits for are put off and taken together.
 """
+
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -11,22 +15,33 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import index_type
+from ._later import collecting, put_off
 from ._launch import INTERPRETED, INTERPRETED_BLOCK, launch
 
 PROGRAMS = 264  # two for each multiprocessor of an H100: fewer leave some idle
 LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
 
-# elements and parts of a program that adds partial sums, and its warps: many parts of few elements
-# take programs of few elements, to be many; few parts of many elements, long rows of memory
-MANY, FEW = (32, 128, 8), (512, 4, 4)
+# parts and elements that a program adds at a time: many parts of few elements take programs of few
+# elements, to be many; few parts of many elements, long rows of memory
+MANY_ROWS, MANY_BLOCK = 128, 32
+FEW_ROWS, FEW_BLOCK = 4, 1024
+MOST_FEW = 4 * FEW_ROWS
+AT_ONCE = 4  # sums
 
 
-@triton.jit(do_not_specialize=("splits",))
-def _add_splits_kernel(
-    partial_ptr, out_ptr, numel, splits,  # partial [splits, numel], out [numel]
+@triton.jit
+def _blocks(
+    numel, splits, MOST_FEW: tl.constexpr, MANY_BLOCK: tl.constexpr, FEW_BLOCK: tl.constexpr
+):
+    return tl.cdiv(numel, tl.where(splits > MOST_FEW, MANY_BLOCK, FEW_BLOCK))
+
+
+@triton.jit
+def _add(
+    partial_ptr, out_ptr, numel, splits, block,
     INDEX: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    offs = tl.cast(tl.program_id(0), INDEX) * BLOCK + tl.arange(0, BLOCK)
+    offs = tl.cast(block, INDEX) * BLOCK + tl.arange(0, BLOCK)
     row = tl.arange(0, ROWS)
     acc = tl.zeros((ROWS, BLOCK), partial_ptr.dtype.element_ty)
     for start in range(0, splits, ROWS):
@@ -35,6 +50,35 @@ def _add_splits_kernel(
         split_offs = tl.cast(split, INDEX)[:, None] * numel + offs[None, :]
         acc += tl.load(partial_ptr + split_offs, mask=inside, other=0.0)
     tl.store(out_ptr + offs, tl.sum(acc, axis=0), mask=offs < numel)
+
+
+@triton.jit(do_not_specialize=("splits", "splits_1", "splits_2", "splits_3"))
+def _add_splits_kernel(
+    partial_ptr, out_ptr, numel, splits,  # partial [splits, numel], out [numel]
+    partial_1_ptr, out_1_ptr, numel_1, splits_1,  # and three more, of no elements if not wanted
+    partial_2_ptr, out_2_ptr, numel_2, splits_2,
+    partial_3_ptr, out_3_ptr, numel_3, splits_3,
+    INDEX: tl.constexpr, MOST_FEW: tl.constexpr,
+    MANY_ROWS: tl.constexpr, MANY_BLOCK: tl.constexpr,
+    FEW_ROWS: tl.constexpr, FEW_BLOCK: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    first = _blocks(numel, splits, MOST_FEW, MANY_BLOCK, FEW_BLOCK)
+    second = first + _blocks(numel_1, splits_1, MOST_FEW, MANY_BLOCK, FEW_BLOCK)
+    third = second + _blocks(numel_2, splits_2, MOST_FEW, MANY_BLOCK, FEW_BLOCK)
+    if block >= third:
+        partial_ptr, out_ptr, numel, splits = partial_3_ptr, out_3_ptr, numel_3, splits_3
+        block -= third
+    elif block >= second:
+        partial_ptr, out_ptr, numel, splits = partial_2_ptr, out_2_ptr, numel_2, splits_2
+        block -= second
+    elif block >= first:
+        partial_ptr, out_ptr, numel, splits = partial_1_ptr, out_1_ptr, numel_1, splits_1
+        block -= first
+    if splits > MOST_FEW:
+        _add(partial_ptr, out_ptr, numel, splits, block, INDEX, MANY_ROWS, MANY_BLOCK)
+    else:
+        _add(partial_ptr, out_ptr, numel, splits, block, INDEX, FEW_ROWS, FEW_BLOCK)
 
 
 def splits(programs: int, steps: int, wanted: int) -> int:
@@ -82,13 +126,48 @@ def partial_sums(splits: int, out: Tensor) -> Tensor:
 def add_splits(partial: Tensor, out: Tensor) -> Tensor:
     """out, which becomes the sum of its partial sums."""
     if partial is not out:
-        splits, numel = partial.shape
-        block, rows, warps = MANY if splits > 4 * FEW[1] else FEW
-        if INTERPRETED:
-            block = min(INTERPRETED_BLOCK // rows, triton.next_power_of_2(numel))
-        launch(
-            _add_splits_kernel, triton.cdiv(numel, block),
-            partial, out, numel, splits,
-            index_type(partial), rows, block, num_warps=warps, out=out,
-        )  # fmt: skip
+        _add_all([(partial, out)])
     return out
+
+
+def add_splits_later(partial: Tensor, out: Tensor) -> Tensor:
+    """The same; but where sums are taken together, out holds them only then."""
+    if partial is out or put_off((partial, out)):
+        return out
+    return add_splits(partial, out)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Takes the sums that may be taken later when this context ends."""
+    pending = []
+    with collecting(pending):
+        yield
+    kinds = {}
+    for partial, out in pending:
+        kinds.setdefault((partial.dtype, out.dtype), []).append((partial, out))
+    for sums in kinds.values():
+        for i in range(0, len(sums), AT_ONCE):
+            _add_all(sums[i : i + AT_ONCE])
+
+
+def _add_all(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Up to AT_ONCE, of the same dtypes."""
+    many_block, few_block = MANY_BLOCK, FEW_BLOCK
+    if INTERPRETED:
+        largest = triton.next_power_of_2(max(out.numel() for _, out in sums))
+        many_block = min(INTERPRETED_BLOCK // MANY_ROWS, largest)
+        few_block = min(INTERPRETED_BLOCK // FEW_ROWS, largest)
+    args, programs = [], 0
+    for partial, out in sums:
+        splits, numel = partial.shape
+        args += [partial, out, numel, splits]
+        programs += triton.cdiv(numel, many_block if splits > MOST_FEW else few_block)
+    (partial, out), *_ = sums
+    args += [partial, out, 0, 0] * (AT_ONCE - len(sums))
+    launch(
+        _add_splits_kernel, programs, *args,
+        index_type(*(partial for partial, _ in sums)), MOST_FEW,
+        MANY_ROWS, many_block, FEW_ROWS, few_block,
+        num_warps=8, out=tuple(out for _, out in sums),
+    )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _plan, _split
-from .._common import empty_in, empty_nhwc, leave, nhwc
+from .._common import empty_in, empty_nhwc, leave, nhwc, strides_in
 from .._launch import start, within
 from ..norm.normalise import row
 from ..norm.stats import Running, combined, partial_statistics
@@ -299,10 +299,12 @@ def reduced(
     memory_format: torch.memory_format,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """As reduce, by the kernel of that choice."""
+    """As reduce, by the kernel of that choice; its sum of splits may be taken later."""
     p, call = choice.problem, choice.call
     dw = empty_nhwc(p.w, x, memory_format, dtype)
     partial = _split.partial_sums(call.parts, dw)
     args = *call.operands(nhwc(dy), nhwc(x)), partial, *call.sizes
     start(call.kernel, call.programs, args, (partial,), call.constants, choice)
+    if dw.stride() == strides_in(dw.shape, memory_format):
+        return _split.add_splits_later(partial, dw)
     return leave(_split.add_splits(partial, dw), memory_format)
