@@ -23,6 +23,7 @@ from .norm.backward import (
     batch_norm_sums_and_g,
     batch_norm_sums_and_y,
 )
+from .norm.pair import batch_norm_pair_bwd, batch_norm_pair_sums
 
 NO_NORM = (None, None, None, None)  # mean, variance, scale and shift
 
@@ -44,12 +45,15 @@ def backward(
     # the first unit that something needs a gradient of, or through
     first = 0 if needs_dx else next((i for i, k in enumerate(main) if any(k.needs)), len(main))
 
-    dz, dc, gate, g, taken = dy, None, y, None, None
+    side = kept[-1] if block.shortcut == "unit" else None
+    dz, dc, dc_side, gate, g, taken = dy, None, None, y, None, None
     for i in reversed(range(first, len(main))):
         this, above = main[i], main[i + 1] if i + 1 < len(main) else None
         needs_dc = i > first or needs_dx or bool(this.needs.w or this.needs.bias)
         needs_z = above is not None and bool(above.needs.w)
-        if above is None:
+        if above is None and side is not None and _pair(this, side, needs_dc, needs_dx):
+            found[i], found[-1], dc, dc_side = _pair_undone(this, side, dy, activation, gate)
+        elif above is None:
             found[i], dc, _, g = _undone(this, dz, activation, gate, needs_dc, False, needs_g)
             if this.unit.norm == "none" and gate is not None:
                 dy, gate = dc, None
@@ -78,11 +82,11 @@ def backward(
     residual = None
     if block.shortcut == "identity":
         residual = dy
-    elif block.shortcut == "unit" and (needs_dx or any(kept[-1].needs)):
-        side = kept[-1]
-        needs_dc = needs_dx or bool(side.needs.w or side.needs.bias)
-        act = "none" if gate is None else activation
-        found[-1], dc_side, *_ = _undone(side, dy, act, gate, needs_dc)
+    elif side is not None and (needs_dx or any(side.needs)):
+        if dc_side is None:
+            needs_dc = needs_dx or bool(side.needs.w or side.needs.bias)
+            act = "none" if gate is None else activation
+            found[-1], dc_side, *_ = _undone(side, dy, act, gate, needs_dc)
         if side.needs.w:
             found[-1]["w"] = _w_gradient(side, dc_side, x)
         if needs_dx:
@@ -114,6 +118,43 @@ def _takes_sums(kept: Kept, below: Kept, deeper: bool) -> bool:
         and unit.norm != "none"
         and passes_once(unit.activation)
     )
+
+
+def _pair(kept: Kept, side: Kept, needs_dc: bool, needs_dx: bool) -> bool:
+    """Whether the last unit and the shortcut's are undone together: both by the batch's statistics,
+    and to the ends of both."""
+    both = kept.unit.of_batch and side.unit.of_batch
+    return both and needs_dc and (needs_dx or bool(side.needs.w or side.needs.bias))
+
+
+def _pair_undone(
+    kept: Kept, side: Kept, dy: Tensor, activation: str, gate: Tensor | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
+    """From the gradient of act(norm(c) + norm(c of side)): as _undone, of both, but g and z."""
+    (mean, var, w, _, eps), (r_mean, r_var, r_w, _, r_eps) = kept.norm, side.norm
+    activation = "none" if gate is None else activation
+    x, r = kept.c, side.c
+    sums = batch_norm_pair_sums(dy, gate, x, mean, var, eps, r, r_mean, r_var, r_eps, activation)
+    dcs = batch_norm_pair_bwd(
+        dy, gate, x, mean, var, w, eps, r, r_mean, r_var, r_w, r_eps, activation, sums
+    )
+    found = []
+    for unit, dc, own in zip((kept, side), dcs, (sums[:2], sums[2:]), strict=True):
+        gradients = _of_norm(unit, own)
+        if unit.needs.bias:
+            gradients["bias"] = conv2d_dbias(dc).to(unit.given.bias.dtype)
+        found.append(gradients)
+    return *found, *dcs
+
+
+def _of_norm(kept: Kept, sums: Tensor | None) -> dict[str, Tensor]:
+    """The gradients of scale and shift that are wanted, in their dtypes."""
+    gradients = {}
+    if kept.needs.scale:
+        gradients["scale"] = sums[1].to(kept.given.scale.dtype)
+    if kept.needs.shift:
+        gradients["shift"] = sums[0].to(kept.given.shift.dtype)
+    return gradients
 
 
 def _undone(
@@ -173,12 +214,7 @@ def _norm_backward(
     elif needs_dc:
         of_c = sums if kept.unit.of_batch else None
         dc = batch_norm_bwd(dz, kept.c, *norm, gate, of_c, INSIDE)
-    gradients = {}
-    if needs_scale:
-        gradients["scale"] = sums[1].to(kept.given.scale.dtype)
-    if needs_shift:
-        gradients["shift"] = sums[0].to(kept.given.shift.dtype)
-    return gradients, dc, z, g
+    return _of_norm(kept, sums), dc, z, g
 
 
 def _bare_backward(

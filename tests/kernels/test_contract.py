@@ -31,7 +31,7 @@ def raw_ops(device):
         torch.ones(4, device=device),
         torch.ones(2, 4, device=device),
     )
-    norm = mean, var, var, mean, 1e-5
+    norm, pair = (mean, var, var, mean, 1e-5), (mean, var, var, 1e-5)
     of_y = torch.zeros(6, device=device), torch.ones(6, device=device), b, b
     nothing = (None,) * 5
     at = ops.adaptive_max_pool2d(x, list(dp.shape[2:]), True)[1]
@@ -42,6 +42,7 @@ def raw_ops(device):
         "conv2d_fused": (x, w, b, *of_y, dy, None, 1e-5, "relu6", last, conv),
         "conv2d_dgrad_stats": (dy, w, None, list(x.shape), first, conv),
         "conv2d_dgrad_fused": (dy, w, *nothing, x, x, 0.0, "relu", list(x.shape), first, conv),
+        "conv2d_dgrad_undone": (dy, w, x, *norm, "relu", conv),
         "conv2d_wgrad": (dy, x, list(w.shape), first, conv),
         "conv2d_dbias": (dy,),
         "max_pool2d": (x, True, *pool),
@@ -59,6 +60,8 @@ def raw_ops(device):
         "batch_norm_bwd_and_g": (x, x, *norm, "relu", x),
         "batch_norm_g": (x, x, "relu"),
         "batch_norm_bwd": (x, x, *norm, "relu6", None, sums, last),
+        "batch_norm_pair_sums": (x, x, x, mean, var, 1e-5, x, mean, var, 1e-5, "relu"),
+        "batch_norm_pair_bwd": (x, x, x, *pair, x, *pair, "relu", torch.ones(4, 4, device=device)),
         "adaptive_avg_pool2d": (x, [3, 2]),
         "adaptive_avg_pool2d_bwd": (dp, list(x.shape), first),
         "corr2d": (x[0, 0], w[0, 0], [0, 1]),

@@ -1,5 +1,7 @@
 """The sums of batch norm's gradient, taken in the epilogue of the dgrad above it."""
 
+import copy
+
 import pytest
 import torch
 import tritonconv
@@ -11,6 +13,7 @@ from tritonconv.conv import dispatch, tma
 from tritonconv.conv.dgrad import conv2d_dgrad_undone
 from tritonconv.conv.dispatch import force_family
 from tritonconv.explain import explain
+from tritonconv.nets.resnet import BasicBlock
 
 SHAPES = {  # c, w, stride
     "1x1": ((3, 40, 9, 11), (24, 40, 1, 1), 1),
@@ -122,29 +125,64 @@ def test_a_chain_leaves_the_sums_to_dgrad(device):
     assert not any("dgrad_sums" in k for k in kernels(device, torch.nn.SiLU, "general"))
 
 
+TRAINED = {
+    "all": lambda name, p: True,
+    "weights": lambda name, p: p.dim() == 4,
+    "norms": lambda name, p: p.dim() == 1,
+    "the last weights": lambda name, p: name.startswith(("6.", "conv2.")),
+    "the first weights": lambda name, p: name.startswith(("0.", "conv1.")),
+    "the shortcut": lambda name, p: name.startswith("downsample"),
+}
+
+
+def gradients(net, x, trained):
+    """The output and what is trained has, of x, too, if all is."""
+    x = x.clone().requires_grad_(trained == "all")
+    given = list(net.named_parameters())
+    for name, p in given:
+        p.requires_grad_(TRAINED[trained](name, p))
+    wanted = [p for _, p in given if p.requires_grad] + [x] * (trained == "all")
+    y = net(x)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y)
+    return [y.detach(), *torch.autograd.grad(y, wanted, dy)]
+
+
 @of_numbers
-@pytest.mark.parametrize("trained", ["all", "weights", "norms", "last weights", "first weights"])
+@pytest.mark.parametrize("trained", [name for name in TRAINED if name != "the shortcut"])
 def test_a_chain_gives_the_same_either_way(trained, device):
     """To 1e-10 in float64, whatever is trained of it."""
     x = torch.randn(2, 8, 6, 5, dtype=torch.float64, device=device)
     found = []
     for family in ("separate", "general"):
-        net = bottleneck(device)
-        given = dict(net.named_parameters())
-        first, *_, last = (n for n, p in given.items() if p.dim() == 4)
-        for name, p in given.items():
-            p.requires_grad_(
-                trained == "all"
-                or (trained == "weights" and p.dim() == 4)
-                or (trained == "norms" and p.dim() == 1)
-                or (trained == "last weights" and name == last)
-                or (trained == "first weights" and name == first)
-            )
-        inputs = [p for p in given.values() if p.requires_grad]
-        inputs += [x] if trained == "all" else []
         with force_family(family):
-            y = net(x.requires_grad_(trained == "all"))
-            dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y)
-            found.append([y.detach(), *torch.autograd.grad(y, inputs, dy)])
+            found.append(gradients(bottleneck(device), x, trained))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@of_numbers
+@pytest.mark.parametrize("trained", TRAINED)
+def test_a_normalised_shortcut_gives_what_its_layers_give(trained, device):
+    """Undone with its block where both are needed: dy and y are read once for the two."""
+    torch.manual_seed(0)
+    net = BasicBlock(4, 8, 2).to(device).double()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    fused = tritonconv.fuse(copy.deepcopy(net))
+    x = torch.randn(3, 4, 6, 5, dtype=torch.float64, device=device)
+    for a, b in zip(gradients(fused, x, trained), gradients(net, x, trained), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    given = dict(fused.named_parameters())
+    if trained == "all":
+        fused(x).sum().backward()
+        memory = [p.grad.data_ptr() for p in given.values()]
+        assert len(set(memory)) == len(memory)
+
+
+def test_a_normalised_shortcut_is_undone_with_its_block(device):
+    net = tritonconv.fuse(BasicBlock(4, 8, 2)).to(device)
+    x = torch.randn(3, 4, 6, 5, device=device, requires_grad=True)
+    names = [launch.kernel for launch in explain(net, x)]
+    assert names.count("_batch_norm_pair_sums_kernel") == 1
+    assert names.count("_batch_norm_pair_bwd_kernel") == 1
+    assert "_batch_norm_sums_kernel" not in names

@@ -132,6 +132,15 @@ def batch_norm(dtype: str) -> None:
     y.backward(torch.empty_like(y))
 
 
+def normalised_pair(dtype: str) -> None:
+    """Backward of a block with a normalised shortcut."""
+    x, v = empty((8, 64, 28, 28), dtype, False), empty((64,), dtype, False)
+    sums = torch.empty(4, 64, dtype=torch.float64 if dtype == "fp64" else torch.float32)
+    ops = torch.ops.tritonconv
+    ops.batch_norm_pair_sums(x, x, x, v, v, 1e-5, x, v, v, 1e-5, "relu")
+    ops.batch_norm_pair_bwd(x, x, x, v, v, v, 1e-5, x, v, v, v, 1e-5, "relu", sums)
+
+
 def epilogues(
     c: int, co: int, k: int, stride: int = 1, groups: int = 1, undoes: bool = False
 ) -> dict[str, Callable[[str], None]]:
@@ -464,6 +473,7 @@ FORMS = (
     Case("avg 3x3/2 wide", "fp16", wide(pool(avg_pool2d, 3, 2, 1))),
     *(Case("batch norm 64", dtype, batch_norm) for dtype in ("bf16", "fp32", "fp64")),
     Case("batch norm 64 wide", "fp16", wide(batch_norm)),
+    *(Case("batch norm pair 64", dtype, normalised_pair) for dtype in DTYPES if dtype != "tf32"),
     *(Case("corr2d 3x3", dtype, corr2d) for dtype in ("fp32", "fp64")),
     # fused: every tile with each epilogue, and what surrounds them
     *(
