@@ -21,13 +21,18 @@ import torch
 from torch import Tensor
 
 from ._common import nhwc
-from .batch_norm import NO_RESIDUAL
 from .conv.dgrad import conv2d_dgrad, conv2d_dgrad_fused, conv2d_dgrad_stats
-from .conv.dispatch import convolve
+from .conv.dispatch import convolve, convolve_normalised
 from .conv.epilogue import Epilogue
-from .conv.forward import conv2d_forward, conv2d_fused, conv2d_stats
+from .conv.forward import (
+    conv2d_forward,
+    conv2d_fused,
+    conv2d_normalised_stats,
+    conv2d_stats,
+)
 from .conv.geometry import Geometry
 from .norm.activation import told
+from .norm.normalise import NO_RESIDUAL
 from .norm.normalise import batch_norm as normalise
 from .norm.stats import Running, batch_norm_stats, statistics
 
@@ -184,6 +189,27 @@ def _convolve(
     return conv2d_dgrad(x, t.w, t.bias, shape, INSIDE, unit.geometry.flat), None
 
 
+def _follow(
+    unit: Unit, below: Kept, t: Tensors, running: Running | None
+) -> tuple[Tensor, Tensor | None]:
+    """_convolve of what the unit below gives; where it may be, that is made on the way."""
+    on_the_way = (
+        unit.of_batch
+        and below.unit.norm != "none"
+        and unit.geometry is not None
+        and unit.size is None
+        and t.w.shape[2:] == (1, 1)
+    )
+    if not on_the_way:
+        return _convolve(unit, below.z(), t, running)
+    given = below.c, *below.norm, below.unit.activation
+    if running is None:
+        return conv2d_normalised_stats(*given, t.w, t.bias, INSIDE, unit.geometry.flat)
+    c, *norm, activation = given
+    how = t.w, t.bias, INSIDE, unit.geometry.flat, running
+    return convolve_normalised(c, norm, activation, *how)
+
+
 def forward(
     block: Block,
     x: Tensor,
@@ -196,20 +222,20 @@ def forward(
         unit, t = block.units[-1], tensors[-1]
         side.append(Kept(unit, t, t, Tensors(), *_convolve(unit, x, t, running[-1])))
     *inner, last = zip(main_units(block), tensors, running, strict=False)
-    z = x
     for unit, t, r in inner:
         if unit.direct:
-            c, stats = _fused(unit, z, t, None, INSIDE), None
+            c, stats = _fused(unit, kept[-1].z() if kept else x, t, None, INSIDE), None
         else:
-            c, stats = _convolve(unit, z, t, r)
+            c, stats = _follow(unit, kept[-1], t, r) if kept else _convolve(unit, x, t, r)
         kept.append(Kept(unit, t, t, Tensors(), c, stats))
-        z = kept[-1].z()
     unit, t, r = last
     if unit.direct and (not side or side[0].unit.norm == "none"):
+        z = kept[-1].z() if kept else x
         shortcut = side[0].c if side else x if block.shortcut == "identity" else residual
         kept.append(Kept(unit, t, t, Tensors(), None, None))
         return _fused(unit, z, t, shortcut, block.y_format), kept + side
-    kept.append(Kept(unit, t, t, Tensors(), *_convolve(unit, z, t, r)))
+    c, stats = _follow(unit, kept[-1], t, r) if kept else _convolve(unit, x, t, r)
+    kept.append(Kept(unit, t, t, Tensors(), c, stats))
     kept += side
     return output(block, kept, x, residual), kept
 

@@ -19,10 +19,9 @@ from ._recall import Applied, recalled
 from ._signature import signature
 from ._split import sum_dtype
 from .norm.backward import batch_norm_bwd, batch_norm_sums
+from .norm.normalise import NO_RESIDUAL
 from .norm.normalise import batch_norm as normalise
 from .norm.stats import Running, batch_norm_stats, statistics
-
-NO_RESIDUAL = (None, None, None, None, None, 0.0)
 
 
 class BatchNormFunction(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _plan, _split
 from .._common import empty_in, empty_nhwc, leave, nhwc, strides_in
 from .._launch import start, within
-from ..norm.normalise import row
+from ..norm.normalise import NO_RESIDUAL, batch_norm, row
 from ..norm.stats import Running, combined, partial_statistics
 from . import measured, tuned
 from .boxes.walk import DGRAD as BOXES_DGRAD
@@ -218,6 +218,45 @@ def convolve(
         with_stats,
     )  # fmt: skip
     return convolved(choice, source, w, end, with_stats, memory_format, running)
+
+
+def convolve_normalised(
+    c: Tensor,
+    norm: Sequence,
+    activation: str,
+    w: Tensor,
+    bias: Tensor | None,
+    memory_format: torch.memory_format,
+    geometry: Sequence[int],
+    running: Running | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Forward of activation(norm(c)) with statistics, as convolve; norm as of undone.
+
+    By one kernel, if the family that serves it has one.
+    """
+    forced = _forced.get()
+    choice = None
+    if 0 not in c.shape:
+        choice = chosen(
+            "forward", c.shape, w.shape, None, tuple(geometry), c.dtype, input_precision(c),
+            c.device, forced, True,
+        )  # fmt: skip
+    if choice is None or choice.family.normalised is None or forced == (SEPARATE, None):
+        z = batch_norm(c, *norm, *NO_RESIDUAL, activation, torch.channels_last)
+        end = Epilogue(bias)
+        return convolve("forward", z, w, z.shape, end, True, memory_format, geometry, running)
+    call, (*vectors, eps) = _normalising(choice.problem, choice.family, choice.config), norm
+    y = empty_nhwc(choice.problem.y, c, memory_format)
+    partial = partial_statistics(call.parts, y.shape[1], y)
+    given = *map(row, (*vectors, bias)), partial, eps, activation
+    args = *call.operands(nhwc(c), nhwc(w)), y, *call.sizes, *given
+    start(call.kernel, call.programs, args, (y, partial), call.constants, choice)
+    return leave(y, memory_format), combined(partial, running)
+
+
+@functools.lru_cache(maxsize=1024)
+def _normalising(p: Problem, family: Family, config: Config) -> Call:
+    return family.normalised(p, config)
 
 
 def convolved(

@@ -44,3 +44,4 @@ class Family(NamedTuple):
     prepare: Callable[[Problem, Config], Call]
     yields: Callable[[Problem], bool] = lambda p: False  # a later family is the better first guess
     sums: KernelInterface | None = None  # dgrad's, which takes the batch norm's below it, too
+    normalised: Callable[[Problem, Config], Call] | None = None  # forward's, of what it normalises

@@ -3,7 +3,7 @@
 from .._common import empty_in, op
 from .._split import sum_dtype
 from . import epilogue
-from .dispatch import convolve
+from .dispatch import convolve, convolve_normalised
 from .epilogue import Epilogue
 from .geometry import SCHEMA, from_flat
 
@@ -31,6 +31,21 @@ def conv2d_forward(x, w, bias, *how):
 def conv2d_stats(x, w, bias, *how):
     """y, which has elements, and [mean, var] of its channels."""
     return convolve("forward", x, w, x.shape, Epilogue(bias), True, *how)
+
+
+def _fake_normalised_stats(c, mean, var, scale, shift, eps, activation, w, bias, *how):
+    return _fake(c, w, *how), c.new_empty((2, w.shape[0]), dtype=sum_dtype(c.dtype))
+
+
+@op(
+    "conv2d_normalised_stats(Tensor c, Tensor? mean, Tensor? var, Tensor? scale, Tensor? shift, "
+    "float eps, str activation, Tensor w, Tensor? bias, MemoryFormat memory_format, "
+    f"{SCHEMA}) -> (Tensor, Tensor)",
+    _fake_normalised_stats,
+)
+def conv2d_normalised_stats(c, mean, var, scale, shift, eps, activation, *how):
+    """conv2d_stats of activation(normalised c)."""
+    return convolve_normalised(c, (mean, var, scale, shift, eps), activation, *how)
 
 
 @op(

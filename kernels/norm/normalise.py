@@ -89,6 +89,9 @@ def elements(dtype: torch.dtype) -> int:
     return 512 if dtype == torch.float64 else 2048
 
 
+NO_RESIDUAL = (None, None, None, None, None, 0.0)  # and its mean, variance, weight, bias and eps
+
+
 @op(
     "batch_norm(Tensor x, Tensor? mean, Tensor? var, Tensor? w, Tensor? b, float eps, "
     "Tensor? r, Tensor? r_mean, Tensor? r_var, Tensor? r_w, Tensor? r_b, float r_eps, "

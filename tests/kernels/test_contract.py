@@ -39,6 +39,7 @@ def raw_ops(device):
         "conv2d": (x.to(memory_format=last), w, b, last, conv),
         "conv2d_dgrad": (dy, w, torch.randn(4, device=device), list(x.shape), last, conv),
         "conv2d_stats": (x, w, None, last, conv),
+        "conv2d_normalised_stats": (x, *norm, "relu", w, b, last, conv),
         "conv2d_fused": (x, w, b, *of_y, dy, None, 1e-5, "relu6", last, conv),
         "conv2d_dgrad_stats": (dy, w, None, list(x.shape), first, conv),
         "conv2d_dgrad_fused": (dy, w, *nothing, x, x, 0.0, "relu", list(x.shape), first, conv),

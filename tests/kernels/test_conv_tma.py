@@ -3,6 +3,7 @@
 import pytest
 import torch
 import triton.language as tl
+import tritonconv
 from reference import Case, assert_close, assert_equal, forward_backward, integers
 from torch.nn import functional as F
 from tritonconv import _common, _launch, _split, conv2d, conv_bn_relu
@@ -10,10 +11,11 @@ from tritonconv.conv import dispatch, tma
 from tritonconv.conv.box import box_of
 from tritonconv.conv.dispatch import convolve, force_family
 from tritonconv.conv.epilogue import Epilogue
-from tritonconv.conv.forward import conv2d_stats
+from tritonconv.conv.forward import conv2d_normalised_stats, conv2d_stats
 from tritonconv.conv.geometry import Geometry
 from tritonconv.conv.problem import Problem
-from tritonconv.conv.stream.product import Walk
+from tritonconv.conv.stream.product import WALKS, Walk
+from tritonconv.norm.activation import activate
 
 pytestmark = pytest.mark.skipif(
     not _launch.INTERPRETED and torch.cuda.get_device_capability()[0] != 9,
@@ -191,6 +193,60 @@ def test_statistics_of_a_walk_are_exact(family, tile, k, pixels, mean, bias, dev
         x.double().cpu(), w.double().cpu(), None if b is None else b.double().cpu(), padding=k // 2
     )
     torch.testing.assert_close(y.double().cpu(), right, rtol=2**-10, atol=2**-9)
+
+
+EVERY_WALK = [None, *(walk for walks in WALKS.values() for walk in walks)]
+
+
+@pytest.mark.parametrize("walk", EVERY_WALK, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "pixels", "activation"),
+    [(8, (1, 1), "relu"), (72, (5, 3), "none"), (200, (9, 11), "relu6"), (64, (9, 11), "silu")],
+)
+def test_a_convolution_of_what_it_normalises_equals_torch(
+    walk, channels, pixels, activation, device, monkeypatch
+):
+    """Of few channels and of several blocks of them, with pixels beyond the last block's."""
+    monkeypatch.setattr(tma, "PROGRAMS", 2)
+    c = torch.randn(3, channels, *pixels).contiguous(memory_format=torch.channels_last)
+    mean, scale, shift = torch.randn(3, channels)
+    var, w, b = torch.rand(channels) + 0.5, torch.randn(24, channels, 1, 1), torch.randn(24)
+    w = w / channels**0.5
+    given = [t.to(device, torch.float16) for t in (c, w, b)]
+    norm = [t.to(device) for t in (mean, var, scale, shift)]
+    with force_family("stream", walk):
+        y, found = conv2d_normalised_stats(
+            given[0], *norm, 1e-3, activation, *given[1:],
+            torch.channels_last, (1, 1, 0, 0, 0, 0, 1, 1, 1),
+        )  # fmt: skip
+    check_statistics(y, found)
+    c, w, b = (t.double().cpu() for t in given)
+    norm = [t.double() for t in (mean, var, scale, shift)]
+    z = activate(F.batch_norm(c, *norm, eps=1e-3), activation).half().double()
+    torch.testing.assert_close(y.double().cpu(), F.conv2d(z, w, b), rtol=2**-9, atol=2**-9)
+
+
+def test_a_chain_normalises_on_the_way_where_stream_serves(device):
+    torch.manual_seed(0)
+    layers = []
+    for c, co in ((8, 16), (16, 16), (16, 24)):
+        layers += [
+            tritonconv.Conv2d(c, co, 1, bias=False),
+            tritonconv.BatchNorm2d(co),
+            torch.nn.ReLU(),
+        ]
+    net = tritonconv.fuse(torch.nn.Sequential(*layers)).to(device).half()
+    x = torch.randn(2, 8, 7, 6).to(device).half().requires_grad_()
+    found = []
+    for family in ("general", "stream"):
+        with force_family(family):
+            names = [launch.kernel for launch in tritonconv.explain(net, x)]
+            found.append(forward_backward(net, x))
+        on_the_way = 2 * (family == "stream")
+        assert names.count("_conv2d_stream_normalised_kernel") == on_the_way
+        assert names.count("_batch_norm_fwd_kernel") == 3 - on_the_way
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (7, 6)])

@@ -29,6 +29,7 @@ DTYPES = {
 MATRIX_KERNELS = {"conv2d_fwd", "conv2d_dgrad", "conv2d_dgrad_sums", "conv2d_wgrad"}
 TMA_KERNELS = {
     "conv2d_stream",
+    "conv2d_stream_normalised",
     "conv2d_gemm",
     "conv2d_gemm_sums",
     "conv2d_gemm_wgrad",
@@ -130,6 +131,19 @@ def batch_norm(dtype: str) -> None:
     running = empty((64,), dtype, False), empty((64,), dtype, False)
     y = tritonconv.batch_norm(x, *running, w, b, training=True)
     y.backward(torch.empty_like(y))
+
+
+def stream_normalised(c: int, co: int) -> Callable[[str], None]:
+    """A convolution with statistics, of what it normalises."""
+
+    def call(dtype: str) -> None:
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        x, w = empty((8, c, 28, 28), dtype, False), empty((co, c, 1, 1), dtype, False)
+        v, how = torch.empty(c), (1, 1, 0, 0, 0, 0, 1, 1, 1)
+        given = x, v, v, v, v, 1e-5, "relu", w, None, torch.channels_last, how
+        torch.ops.tritonconv.conv2d_normalised_stats(*given)
+
+    return call
 
 
 def normalised_pair(dtype: str) -> None:
@@ -528,6 +542,12 @@ TMA = (
         for call in (conv(32 * c, 32 * c, 3, groups=32, padding=1, grads="w"),)
     ),
     Case("1x1 256-64 stream", "fp16", conv(256, 64, 1, grads=""), family="stream"),
+    *(
+        Case(f"1x1 {c}-256 stream normalised", dtype, stream_normalised(c, 256), family="stream")
+        for dtype in ("fp16", "bf16", "tf32")
+        for c in (64, 128)
+    ),
+    Case("1x1 256-64 stream normalised", "fp16", stream_normalised(256, 64), family="stream"),
     Case("1x1 16-24 stream", "fp16", conv(16, 24, 1, grads="x"), family="stream"),
     *(
         Case(f"{k}x{k}/2 256 boxes", dtype, call, family="boxes")
