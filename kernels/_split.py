@@ -30,14 +30,12 @@ AT_ONCE = 4  # sums
 
 
 @triton.jit
-def _blocks(
-    numel, splits, MOST_FEW: tl.constexpr, MANY_BLOCK: tl.constexpr, FEW_BLOCK: tl.constexpr
-):
-    return tl.cdiv(numel, tl.where(splits > MOST_FEW, MANY_BLOCK, FEW_BLOCK))
+def _blocks(numel, splits, MOST_FEW: tl.constexpr, MANY: tl.constexpr, FEW: tl.constexpr):
+    return tl.cdiv(numel, tl.where(splits > MOST_FEW, MANY, FEW))
 
 
 @triton.jit
-def _add(
+def _add_rows(
     partial_ptr, out_ptr, numel, splits, block,
     INDEX: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -52,20 +50,43 @@ def _add(
     tl.store(out_ptr + offs, tl.sum(acc, axis=0), mask=offs < numel)
 
 
-@triton.jit(do_not_specialize=("splits", "splits_1", "splits_2", "splits_3"))
+@triton.jit
+def _add(
+    partial_ptr, out_ptr, numel, splits, block, INDEX: tl.constexpr, MOST_FEW: tl.constexpr,
+    MANY_ROWS: tl.constexpr, FEW_ROWS: tl.constexpr, MANY: tl.constexpr, FEW: tl.constexpr,
+):  # fmt: skip
+    if splits > MOST_FEW:
+        _add_rows(partial_ptr, out_ptr, numel, splits, block, INDEX, MANY_ROWS, MANY)
+    else:
+        _add_rows(partial_ptr, out_ptr, numel, splits, block, INDEX, FEW_ROWS, FEW)
+
+
+@triton.jit(do_not_specialize=("splits",))
 def _add_splits_kernel(
     partial_ptr, out_ptr, numel, splits,  # partial [splits, numel], out [numel]
-    partial_1_ptr, out_1_ptr, numel_1, splits_1,  # and three more, of no elements if not wanted
-    partial_2_ptr, out_2_ptr, numel_2, splits_2,
+    INDEX: tl.constexpr, MOST_FEW: tl.constexpr,
+    MANY_ROWS: tl.constexpr, FEW_ROWS: tl.constexpr, MANY: tl.constexpr, FEW: tl.constexpr,
+):  # fmt: skip
+    _add(
+        partial_ptr, out_ptr, numel, splits, tl.program_id(0),
+        INDEX, MOST_FEW, MANY_ROWS, FEW_ROWS, MANY, FEW,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=("splits_0", "splits_1", "splits_2", "splits_3"))
+def _add_several_splits_kernel(
+    partial_0_ptr, out_0_ptr, numel_0, splits_0,
+    partial_1_ptr, out_1_ptr, numel_1, splits_1,
+    partial_2_ptr, out_2_ptr, numel_2, splits_2,  # of no elements where there are fewer
     partial_3_ptr, out_3_ptr, numel_3, splits_3,
     INDEX: tl.constexpr, MOST_FEW: tl.constexpr,
-    MANY_ROWS: tl.constexpr, MANY_BLOCK: tl.constexpr,
-    FEW_ROWS: tl.constexpr, FEW_BLOCK: tl.constexpr,
+    MANY_ROWS: tl.constexpr, FEW_ROWS: tl.constexpr, MANY: tl.constexpr, FEW: tl.constexpr,
 ):  # fmt: skip
+    partial_ptr, out_ptr, numel, splits = partial_0_ptr, out_0_ptr, numel_0, splits_0
     block = tl.program_id(0)
-    first = _blocks(numel, splits, MOST_FEW, MANY_BLOCK, FEW_BLOCK)
-    second = first + _blocks(numel_1, splits_1, MOST_FEW, MANY_BLOCK, FEW_BLOCK)
-    third = second + _blocks(numel_2, splits_2, MOST_FEW, MANY_BLOCK, FEW_BLOCK)
+    first = _blocks(numel_0, splits_0, MOST_FEW, MANY, FEW)
+    second = first + _blocks(numel_1, splits_1, MOST_FEW, MANY, FEW)
+    third = second + _blocks(numel_2, splits_2, MOST_FEW, MANY, FEW)
     if block >= third:
         partial_ptr, out_ptr, numel, splits = partial_3_ptr, out_3_ptr, numel_3, splits_3
         block -= third
@@ -75,10 +96,10 @@ def _add_splits_kernel(
     elif block >= first:
         partial_ptr, out_ptr, numel, splits = partial_1_ptr, out_1_ptr, numel_1, splits_1
         block -= first
-    if splits > MOST_FEW:
-        _add(partial_ptr, out_ptr, numel, splits, block, INDEX, MANY_ROWS, MANY_BLOCK)
-    else:
-        _add(partial_ptr, out_ptr, numel, splits, block, INDEX, FEW_ROWS, FEW_BLOCK)
+    _add(
+        partial_ptr, out_ptr, numel, splits, block,
+        INDEX, MOST_FEW, MANY_ROWS, FEW_ROWS, MANY, FEW,
+    )  # fmt: skip
 
 
 def splits(programs: int, steps: int, wanted: int) -> int:
@@ -153,21 +174,23 @@ def together() -> Iterator[None]:
 
 def _add_all(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Up to AT_ONCE, of the same dtypes."""
-    many_block, few_block = MANY_BLOCK, FEW_BLOCK
+    many, few = MANY_BLOCK, FEW_BLOCK
     if INTERPRETED:
         largest = triton.next_power_of_2(max(out.numel() for _, out in sums))
-        many_block = min(INTERPRETED_BLOCK // MANY_ROWS, largest)
-        few_block = min(INTERPRETED_BLOCK // FEW_ROWS, largest)
-    args, programs = [], 0
+        many = min(INTERPRETED_BLOCK // MANY_ROWS, largest)
+        few = min(INTERPRETED_BLOCK // FEW_ROWS, largest)
+    args, outs, programs, most = [], [], 0, 0
     for partial, out in sums:
         splits, numel = partial.shape
-        args += [partial, out, numel, splits]
-        programs += triton.cdiv(numel, many_block if splits > MOST_FEW else few_block)
-    (partial, out), *_ = sums
-    args += [partial, out, 0, 0] * (AT_ONCE - len(sums))
+        args += (partial, out, numel, splits)
+        outs.append(out)
+        programs += -(-numel // (many if splits > MOST_FEW else few))
+        most = max(most, splits * numel)
+    kernel = _add_splits_kernel
+    if len(outs) > 1:
+        kernel = _add_several_splits_kernel
+        args += (*args[:2], 0, 0) * (AT_ONCE - len(outs))
     launch(
-        _add_splits_kernel, programs, *args,
-        index_type(*(partial for partial, _ in sums)), MOST_FEW,
-        MANY_ROWS, many_block, FEW_ROWS, few_block,
-        num_warps=8, out=tuple(out for _, out in sums),
+        kernel, programs, *args, index_type(most=most),
+        MOST_FEW, MANY_ROWS, FEW_ROWS, many, few, num_warps=8, out=tuple(outs),
     )  # fmt: skip

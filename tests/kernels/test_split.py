@@ -86,4 +86,4 @@ def test_a_chain_adds_its_weights_gradients_in_one_launch(device, monkeypatch):
     names = [name for name, _ in launches]
     wgrads = [i for i, name in enumerate(names) if "wgrad" in name]
     assert len(wgrads) == 3
-    assert names[wgrads[-1] + 1 :] == ["_add_splits_kernel"]
+    assert names[wgrads[-1] + 1 :] == ["_add_several_splits_kernel"]
