@@ -49,6 +49,7 @@ CALLED = {f: name for name, f in FUNCTIONS.items() if hasattr(F, name)} | {
     "sigmoid_": "sigmoid",
 }
 OPTIONS = {"leaky_relu": ("negative_slope", 0.01), "gelu": ("approximate", "none")}
+MOST_BLOCKS = 4  # in a row as one, unless they are to be computed again
 ADDED_TO = (IN_PLACE[ast.Add], "add_")
 ADDITIONS = (operator.add, torch.add, "add", *ADDED_TO)
 
@@ -331,16 +332,15 @@ def _with_shortcut(container: nn.Module, add: fx.Node, ends: list[list[Found]]) 
 def find_groups(
     container: nn.Module, graph: fx.Graph, effects: Effects, recompute: bool
 ) -> list[list[Piece]]:
-    """Pieces by the call that stands for them: one each, or, with recompute, all in a row."""
+    """Pieces by the call that stands for them: those in a row, all of them with recompute."""
     groups = [[piece] for piece in _pieces(container, graph, effects)]
-    if not recompute:
-        return groups
     by_end = {}
     for group in list(groups):
         (piece,) = group
         before = by_end.get(piece.start)
         if (
             before is not None
+            and (recompute or len(before) < MOST_BLOCKS)
             and set(piece.start.users) <= set(piece.nodes)
             and effects.movable([n for p in (*before, piece) for n in p.nodes])
         ):

@@ -3,7 +3,7 @@
     out[i] = sum_s partial[s, i]
 
 A program owns some consecutive elements of out and adds several parts of them at a time.  One
-launch takes up to four such sums: those that nothing waits for are put off and taken together.
+launch takes up to eight such sums: those that nothing waits for are put off and taken together.
 """
 
 import contextlib
@@ -26,12 +26,7 @@ LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
 MANY_ROWS, MANY_BLOCK = 128, 32
 FEW_ROWS, FEW_BLOCK = 4, 1024
 MOST_FEW = 4 * FEW_ROWS
-AT_ONCE = 4  # sums
-
-
-@triton.jit
-def _blocks(numel, splits, MOST_FEW: tl.constexpr, MANY: tl.constexpr, FEW: tl.constexpr):
-    return tl.cdiv(numel, tl.where(splits > MOST_FEW, MANY, FEW))
+AT_ONCE = 8  # sums
 
 
 @triton.jit
@@ -73,29 +68,48 @@ def _add_splits_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=("splits_0", "splits_1", "splits_2", "splits_3"))
+@triton.jit
+def _next(
+    partial_ptr, out_ptr, numel, splits, block, next_partial_ptr, next_out_ptr, next_numel,
+    next_splits, MOST_FEW: tl.constexpr, MANY: tl.constexpr, FEW: tl.constexpr,
+):  # fmt: skip
+    """A sum and the number of a block of it, or of the next one, if it has no such block."""
+    blocks = tl.cdiv(numel, tl.where(splits > MOST_FEW, MANY, FEW))
+    if block >= blocks:
+        block -= blocks
+        partial_ptr, out_ptr = next_partial_ptr, next_out_ptr
+        numel, splits = next_numel, next_splits
+    return partial_ptr, out_ptr, numel, splits, block
+
+
+@triton.jit(do_not_specialize=[f"splits_{i}" for i in range(8)])
 def _add_several_splits_kernel(
     partial_0_ptr, out_0_ptr, numel_0, splits_0,
     partial_1_ptr, out_1_ptr, numel_1, splits_1,
-    partial_2_ptr, out_2_ptr, numel_2, splits_2,  # of no elements where there are fewer
+    partial_2_ptr, out_2_ptr, numel_2, splits_2,
     partial_3_ptr, out_3_ptr, numel_3, splits_3,
+    partial_4_ptr, out_4_ptr, numel_4, splits_4,
+    partial_5_ptr, out_5_ptr, numel_5, splits_5,
+    partial_6_ptr, out_6_ptr, numel_6, splits_6,
+    partial_7_ptr, out_7_ptr, numel_7, splits_7,
     INDEX: tl.constexpr, MOST_FEW: tl.constexpr,
     MANY_ROWS: tl.constexpr, FEW_ROWS: tl.constexpr, MANY: tl.constexpr, FEW: tl.constexpr,
 ):  # fmt: skip
+    """Of no elements are those that are not there."""
+    partials = (
+        partial_1_ptr, partial_2_ptr, partial_3_ptr, partial_4_ptr,
+        partial_5_ptr, partial_6_ptr, partial_7_ptr,
+    )  # fmt: skip
+    outs = out_1_ptr, out_2_ptr, out_3_ptr, out_4_ptr, out_5_ptr, out_6_ptr, out_7_ptr
+    numels = numel_1, numel_2, numel_3, numel_4, numel_5, numel_6, numel_7
+    all_splits = splits_1, splits_2, splits_3, splits_4, splits_5, splits_6, splits_7
     partial_ptr, out_ptr, numel, splits = partial_0_ptr, out_0_ptr, numel_0, splits_0
     block = tl.program_id(0)
-    first = _blocks(numel_0, splits_0, MOST_FEW, MANY, FEW)
-    second = first + _blocks(numel_1, splits_1, MOST_FEW, MANY, FEW)
-    third = second + _blocks(numel_2, splits_2, MOST_FEW, MANY, FEW)
-    if block >= third:
-        partial_ptr, out_ptr, numel, splits = partial_3_ptr, out_3_ptr, numel_3, splits_3
-        block -= third
-    elif block >= second:
-        partial_ptr, out_ptr, numel, splits = partial_2_ptr, out_2_ptr, numel_2, splits_2
-        block -= second
-    elif block >= first:
-        partial_ptr, out_ptr, numel, splits = partial_1_ptr, out_1_ptr, numel_1, splits_1
-        block -= first
+    for i in tl.static_range(7):
+        partial_ptr, out_ptr, numel, splits, block = _next(
+            partial_ptr, out_ptr, numel, splits, block,
+            partials[i], outs[i], numels[i], all_splits[i], MOST_FEW, MANY, FEW,
+        )  # fmt: skip
     _add(
         partial_ptr, out_ptr, numel, splits, block,
         INDEX, MOST_FEW, MANY_ROWS, FEW_ROWS, MANY, FEW,

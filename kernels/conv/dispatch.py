@@ -86,6 +86,8 @@ FAMILIES = {
 SEPARATE = "separate"  # no family: passes of their own for what dgrad's epilogue may take, too
 NAMES = sorted({SEPARATE, *(family.name for families in FAMILIES.values() for family in families)})
 
+MOST_PARTS = 1024  # of batch norm's sums: to add up more takes as long as a pass of their own
+
 _forced: ContextVar[tuple[str, Config | None] | None] = ContextVar("_forced", default=None)
 
 
@@ -289,7 +291,8 @@ def takes_sums(
         "dgrad", tuple(x_shape), w.shape, dy.shape, tuple(geometry), dy.dtype, input_precision(dy),
         dy.device, forced, True,
     )  # fmt: skip
-    return None if choice.family.sums is None else choice
+    takes = choice.family.sums is not None and choice.call.parts <= MOST_PARTS
+    return choice if takes else None
 
 
 def undone(

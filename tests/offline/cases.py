@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 import tritonconv
 from torch import Tensor
-from tritonconv import _common, tune
+from tritonconv import _common, _split, tune
 from tritonconv.conv import measured
 from tritonconv.conv.geometry import from_flat
 from tritonconv.conv.problem import problem_on
@@ -131,6 +131,14 @@ def batch_norm(dtype: str) -> None:
     running = empty((64,), dtype, False), empty((64,), dtype, False)
     y = tritonconv.batch_norm(x, *running, w, b, training=True)
     y.backward(torch.empty_like(y))
+
+
+def sums_together(dtype: str) -> None:
+    """Of many parts and of few."""
+    with _split.together():
+        for splits in (20, 3):
+            partial = torch.empty(splits, 4096, dtype=_split.sum_dtype(DTYPES[dtype]))
+            _split.add_splits_later(partial, torch.empty(4096, dtype=DTYPES[dtype]))
 
 
 def stream_normalised(c: int, co: int) -> Callable[[str], None]:
@@ -487,6 +495,8 @@ FORMS = (
     Case("avg 3x3/2 wide", "fp16", wide(pool(avg_pool2d, 3, 2, 1))),
     *(Case("batch norm 64", dtype, batch_norm) for dtype in ("bf16", "fp32", "fp64")),
     Case("batch norm 64 wide", "fp16", wide(batch_norm)),
+    *(Case("sums together", dtype, sums_together) for dtype in ("bf16", "fp32", "fp64")),
+    Case("sums together wide", "fp32", wide(sums_together)),
     *(Case("batch norm pair 64", dtype, normalised_pair) for dtype in DTYPES if dtype != "tf32"),
     *(Case("corr2d 3x3", dtype, corr2d) for dtype in ("fp32", "fp64")),
     # fused: every tile with each epilogue, and what surrounds them
