@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tritonconv import as_torch, fold, fuse
+from tritonconv import as_torch, fold, force_family, fuse
 from tritonconv.nets.recipes import RECIPES
 from tritonconv.nets.registry import NETWORKS
 from tritonconv.nets.training.step import AUXILIARY_WEIGHT
@@ -39,6 +39,8 @@ class Pass(NamedTuple):
     sides: tuple[str, ...]
     callables: bool = False  # the model's forward and backward as graphs, the rest of a step not
     mode: str | None = None  # of torch.compile, on every side
+    family: str | None = None  # that ours is forced to
+    networks: tuple[str, ...] = ()  # which have it, if not all
 
 
 PASSES = {
@@ -47,6 +49,15 @@ PASSES = {
     "training_callables": Pass(True, False, ("bf16",), ("ours", "eager"), callables=True),
     "training_compiled_graph": Pass(
         True, False, ("bf16",), ("ours", "eager"), mode="reduce-overhead"
+    ),
+    # what taking batch norm's sums in dgrad gains, against training_graph
+    "training_separate_graph": Pass(
+        True,
+        True,
+        ("bf16",),
+        ("ours", "eager"),
+        family="separate",
+        networks=("resnet50", "mobilenet_v2"),
     ),
     "inference": Pass(False, False, HALF, ("ours", "eager", "unfused")),
     "inference_graph": Pass(False, True, HALF, FUSED_SIDES),
@@ -142,6 +153,7 @@ def network_rows() -> tuple[NetworkRow, ...]:
         NetworkRow(line["network"], line["net"], int(batch), direction, dtype)
         for line in read("networks.csv")
         for direction, how in PASSES.items()
+        if line["network"] in (how.networks or (line["network"],))
         for batch in line["training" if how.training else "inference"].split()
         for dtype in how.dtypes
     )
@@ -169,7 +181,16 @@ def inputs(row: NetworkRow, where: str, filled: bool = True) -> Inputs:
 def ours(row: NetworkRow, given: Inputs) -> Call:
     """As fast as we make it."""
     model = fuse(given.model)
-    return _call(row, model if row.how.training else fold(model), given)
+    call = _call(row, model if row.how.training else fold(model), given)
+    return call if row.how.family is None else _forced(row.how.family, call)
+
+
+def _forced(family: str, call: Call) -> Call:
+    def forced() -> object:
+        with force_family(family):
+            return call()
+
+    return forced
 
 
 def unfused(row: NetworkRow, given: Inputs) -> Call:

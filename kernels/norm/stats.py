@@ -229,7 +229,7 @@ class Running(NamedTuple):
 def combined(partial: Tensor, running: Running | None = None) -> Tensor:
     """[mean, var] of each channel from partial statistics [parts, 4, C]; running is moved."""
     parts, _, C = partial.shape
-    share = parts if parts <= 4 * BLOCK_PARTS else BLOCK_PARTS
+    share = parts if parts <= 8 * BLOCK_PARTS else BLOCK_PARTS
     left = triton.cdiv(parts, share)
     out = partial.new_empty((2, C) if left == 1 else (left, 4, C))
     block_c = min(triton.next_power_of_2(C), BLOCK_CHANNELS)

@@ -213,7 +213,7 @@ class PreActivated(nn.Module):
         return self.conv2(F.relu(self.bn2(self.conv1(y)))) + shortcut
 
 
-DENSE = ["batch_norm_stats", "batch_norm", "conv2d_stats", "batch_norm", "conv2d_fused"]
+DENSE = ["batch_norm_stats", "conv2d_normalised_stats", "batch_norm", "conv2d_fused"]
 PREACTIVATED = ["conv2d_stats", "batch_norm", "conv2d_fused"]
 
 
@@ -286,7 +286,7 @@ PATTERNS = {
     ),
     "before a shortcut": (
         lambda: nn.Sequential(PreActivated(True), PreActivated(False)),
-        ["batch_norm_stats", "batch_norm", "conv2d", *PREACTIVATED, *DENSE[:2], *PREACTIVATED],
+        ["batch_norm_stats", "batch_norm", "conv2d", *PREACTIVATED, *DENSE],
         ["batch_norm", *["conv2d_fused"] * 3, "batch_norm", *["conv2d_fused"] * 2],
     ),
     "same padding": (
