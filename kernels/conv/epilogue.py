@@ -110,26 +110,18 @@ def store_and_add(
 
 @triton.jit
 def store_undone(
-    acc, g_ptr, c_ptr, z_ptr, offs, rows, c, channels, sum_g, sum_g_c,
-    mean_ptr, var_ptr, scale_ptr, shift_ptr,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
+    acc, mean, scale, shift, g_ptr, c_ptr, z_ptr, offs, inside, sum_g, sum_g_c,
+    ACTIVATION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Stores g and z of a tile, acc [M, N] at offs, and gives sums [M, N] with g and g * (c - mean)
-    added.
-
-    rows [M] tell which are inside, channels [N] which of c.
-    """
-    mean, _, scale, shift = coefficients(
-        mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC
-    )
-    inside = rows[:, None] & channels[None, :]
-    x = tl.load(c_ptr + offs, mask=inside, other=0.0).to(ACC) - mean[None, :]
-    y = x * scale[None, :] + shift[None, :]
+    added; mean, scale and shift [N] are batch norm's coefficients."""
+    c = tl.load(c_ptr + offs, mask=inside, other=0.0).to(ACC) - mean[None, :]
+    y = c * scale[None, :] + shift[None, :]
     tl.store(z_ptr + offs, activated(y, ACTIVATION), mask=inside)
     g = passed(acc, y, ACTIVATION, False).to(g_ptr.dtype.element_ty)
     tl.store(g_ptr + offs, g, mask=inside)
     g = tl.where(inside, g.to(ACC), 0.0)
-    return sum_g + g, sum_g_c + g * x
+    return sum_g + g, sum_g_c + g * c
 
 
 @triton.jit

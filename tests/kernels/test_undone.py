@@ -8,10 +8,14 @@ import tritonconv
 from launched import of_numbers, repeats
 from reference import DTYPE_OF_SIZE, EVERY_TILE, integers
 from torch.nn.grad import conv2d_input
-from tritonconv import _launch
+from tritonconv import _launch, _split
+from tritonconv._launch import recording
 from tritonconv.conv import dispatch, tma
+from tritonconv.conv.depthwise.columns import DGRAD
 from tritonconv.conv.dgrad import conv2d_dgrad_undone
 from tritonconv.conv.dispatch import force_family
+from tritonconv.conv.geometry import Geometry
+from tritonconv.conv.problem import problem
 from tritonconv.explain import explain
 from tritonconv.nets.resnet import BasicBlock
 
@@ -23,6 +27,9 @@ SHAPES = {  # c, w, stride
     "one pixel": ((1, 8, 1, 1), (8, 8, 1, 1), 1),
     "5 channels, odd sizes": ((2, 5, 7, 5), (3, 5, 3, 3), 2),
     "groups": ((2, 8, 5, 4), (4, 4, 3, 3), 1),
+    "groups of 2": ((2, 12, 9, 7), (12, 2, 3, 3), 1),
+    "depthwise": ((2, 9, 11, 10), (9, 1, 3, 3), 1),
+    "depthwise 5x5 of stride 2": ((2, 9, 11, 10), (9, 1, 5, 5), 2),
 }
 on_hopper = pytest.mark.skipif(
     not _launch.INTERPRETED and torch.cuda.get_device_capability()[0] != 9, reason="needs sm_90"
@@ -49,6 +56,12 @@ def check(name, dtype, device, family, config=None, activation="relu", scaled=Tr
         with force_family(family, config):
             return conv2d_dgrad_undone(*given, 2**-10, activation, flat)
 
+    names = []
+    with recording(lambda kernel, *_: names.append(kernel.__name__)):
+        ours()
+    assert any(name.startswith("_conv2d") and "sums" in name for name in names) == (
+        family != "separate"
+    )
     dz, z, sums = (t.double().cpu() for t in ours())
     normal = (c - mean[:, None, None]) * 2
     y = normal * scale[:, None, None] + shift[:, None, None] if scaled else normal
@@ -94,6 +107,23 @@ def test_undone_is_exact_in_every_tile_of_the_accelerator(
     check("1x1", DTYPE_OF_SIZE[size], device, "gemm", tile)
     for name in ("3x3", "3x3 of stride 2"):
         check(name, DTYPE_OF_SIZE[size], device, "boxes", tile)
+    dispatch.forget()
+
+
+@of_numbers
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["depthwise", "depthwise 5x5 of stride 2", "groups of 2"])
+def test_undone_by_columns_is_exact_in_every_configuration(name, dtype, device, monkeypatch):
+    """In one strip and in two."""
+    c_shape, w_shape, stride = SHAPES[name]
+    padding = (w_shape[2] // 2,) * 2
+    geometry = Geometry((stride,) * 2, padding, padding, (1, 1), c_shape[1] // w_shape[1])
+    shapes = c_shape, w_shape, tuple(geometry.y_shape(c_shape, w_shape))
+    p = problem(torch.device(device), "dgrad", *shapes, geometry, dtype, "ieee", True)
+    for strips, config in enumerate(DGRAD.configs(p), 1):
+        monkeypatch.setattr(_split, "splits", lambda *_, strips=strips: strips)
+        dispatch.forget()
+        check(name, dtype, device, "columns", config)
     dispatch.forget()
 
 

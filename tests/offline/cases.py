@@ -59,6 +59,7 @@ NARROW = {
     "corr2d": "a matrix's rows have any length",
     "conv2d_depthwise": "a channel's weights lie together, so a tap's lie apart",
     "conv2d_columns": "a thread has few channels, so that it can have many pixels",
+    "conv2d_columns_sums": "a thread has few channels, so that it can have many pixels",
     "conv2d_columns_wgrad": "a thread has few channels, so that it can have many pixels",
     "conv2d_grouped_fwd": "a group's weights are narrower than a copy",
     "conv2d_grouped_dgrad": "a group's weights are narrower than a copy",
@@ -460,7 +461,7 @@ FORMS = (
             f"{k}x{k} columns 64 {name}", dtype, call, plain=f"{k}x{k} columns 64", family="columns"
         )
         for k, dtype in ((3, "bf16"), (3, "fp32"), (7, "fp16"))
-        for name, call in epilogues(64, 64, k, groups=64).items()
+        for name, call in epilogues(64, 64, k, groups=64, undoes=True).items()
     ),
     Case(
         "3x3 30x30 depthwise 64",
@@ -507,6 +508,7 @@ FORMS = (
             call,
             epilogue_narrow(c, dtype, name),
             plain=f"3x3 {c}",
+            spilled=64 if name == "undone" else 32,  # once in a program
         )
         for dtype, widths in EVERY_TILE.items()
         for c in widths

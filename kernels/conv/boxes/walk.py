@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...norm.normalise import vector
+from ...norm.normalise import coefficients, vector
 from ...norm.stats import store_sums
 from .. import tma
 from ..box import box_of, first_box
@@ -238,9 +238,13 @@ def _conv2d_boxes_sums_kernel(
             pixel, rows = _pixels(
                 i * PIECE, place, N, H, W, INDEX, RESULT_SH, RESULT_SW, BOX_H, BOX_W, PIECE
             )
+            mean, _, scale, shift = coefficients(
+                mean_ptr, var_ptr, scale_ptr, shift_ptr, c, c < C, EPS, ACC
+            )  # fmt: skip
             sum_g, sum_g_c = store_undone(
-                acc[i].T, g_ptr, c_ptr, z_ptr, pixel[:, None] * C + c[None, :], rows, c, c < C,
-                sum_g, sum_g_c, mean_ptr, var_ptr, scale_ptr, shift_ptr, EPS, ACTIVATION, ACC,
+                acc[i].T, mean, scale, shift, g_ptr, c_ptr, z_ptr,
+                pixel[:, None] * C + c[None, :], rows[:, None] & (c < C)[None, :],
+                sum_g, sum_g_c, ACTIVATION, ACC,
             )  # fmt: skip
         first = part == walker
         add_to_sums(sums_ptr, first, sum_g, sum_g_c, c, c < C, C, var_ptr, EPS, ACC)

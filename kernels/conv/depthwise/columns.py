@@ -12,6 +12,9 @@ weights it keeps in registers.  In each step it reads the source's next READ row
 each value once, and adds it to all the sums that it reaches: those of ROWS new rows of the result,
 and of OPEN rows from the step before.  Then it stores the first ROWS of them, which are complete.
 Statistics are sums about each thread's first value, put together at the end.
+
+With both a mean and a gate, which is c then, it undoes what follows c, and the residual is where z
+goes: see the epilogue.
 """
 
 from typing import Any
@@ -21,7 +24,7 @@ import triton.language as tl
 
 from ..._common import unravel
 from ...norm.stats import about_mean, merged, store_statistics
-from ..epilogue import channel_terms, store_tile
+from ..epilogue import add_to_sums, channel_terms, store_tile, store_undone
 from ..family import Call, Family
 from ..problem import Problem
 from .walks import SIZES, Walk, declines, serving, strips_of, yields
@@ -76,6 +79,7 @@ def _conv2d_columns_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    UNDOES: tl.constexpr = mean_ptr is not None and gate_ptr is not None
     program = tl.program_id(0)
     tiles_c = tl.cdiv(C, BLOCK_C)
     c = program % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -161,16 +165,23 @@ def _conv2d_columns_kernel(
                 gate_row += offs + i * y_pitch
             for q in tl.static_range(COLUMNS):
                 mask = stored if WHOLE else stored & (ow + q < OW)[:, None]
-                y = store_tile(
-                    acc[i * COLUMNS + q], terms, y_row, q * pixel, mask,
-                    b_ptr, mean_ptr, residual_row, gate_row, ACTIVATION, ACC,
-                )  # fmt: skip
-                if partial_ptr is not None:
-                    if q == 0:
-                        near = tl.where(oh + i == top, y, near)
-                    offset = tl.where(mask, y - near, 0.0)
-                    rest += offset * share
-                    squares += offset * (offset * share)
+                if UNDOES:
+                    _, mean, scale, shift = terms
+                    rest, squares = store_undone(
+                        acc[i * COLUMNS + q], mean, scale, shift, y_row, gate_row, residual_row,
+                        q * pixel, mask, rest, squares, ACTIVATION, ACC,
+                    )  # fmt: skip
+                else:
+                    y = store_tile(
+                        acc[i * COLUMNS + q], terms, y_row, q * pixel, mask,
+                        b_ptr, mean_ptr, residual_row, gate_row, ACTIVATION, ACC,
+                    )  # fmt: skip
+                    if partial_ptr is not None:
+                        if q == 0:
+                            near = tl.where(oh + i == top, y, near)
+                        offset = tl.where(mask, y - near, 0.0)
+                        rest += offset * share
+                        squares += offset * (offset * share)
         acc = acc[ROWS * COLUMNS :]
         x_tile += READ * x_pitch
         y_tile += ROWS * y_pitch
@@ -178,10 +189,36 @@ def _conv2d_columns_kernel(
         h += READ
         oh += ROWS
 
-    if partial_ptr is not None:
+    if UNDOES:
+        add_to_sums(
+            partial_ptr + part * 2 * pixel, True, rest, squares, c, channels, pixel, var_ptr,
+            EPS, ACC,
+        )  # fmt: skip
+    elif partial_ptr is not None:
         var = about_mean(squares, rest)
         n, mean, rest, var = merged(n + zeros, near, rest, var)
         store_statistics(partial_ptr, part, c, C, channels, n, mean, rest, var)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _conv2d_columns_sums_kernel(
+    dy_ptr, w_ptr, g_ptr, N, H, W, OH, OW, bands, strips, strip_rows, steps,  # as above
+    c_ptr, z_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, TRANSPOSED: tl.constexpr,
+    C: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    DH: tl.constexpr, DW: tl.constexpr, READ: tl.constexpr, OPEN: tl.constexpr,
+    START: tl.constexpr, LOW: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr,
+    SAFE: tl.constexpr, WHOLE: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """dgrad, and all that goes back to c of the batch norm below it."""
+    _conv2d_columns_kernel(
+        dy_ptr, w_ptr, g_ptr, N, H, W, OH, OW, bands, strips, strip_rows, steps,
+        None, mean_ptr, var_ptr, scale_ptr, shift_ptr, z_ptr, c_ptr, partial_ptr,
+        EPS, ACTIVATION, TRANSPOSED, C, IN, OUT, KH, KW, SH, SW, PH, PW, DH, DW,
+        READ, OPEN, START, LOW, FROM, TO, SAFE, WHOLE, ACC, INDEX, ROWS, COLUMNS, BLOCK_P, BLOCK_C,
+    )  # fmt: skip
 
 
 def _configs(p: Problem) -> tuple[Walk, ...]:
@@ -254,4 +291,4 @@ def _prepare(p: Problem, walk: Walk) -> Call:
 
 
 FORWARD = Family("columns", declines, _configs, _prepare, yields)
-DGRAD = Family("columns", declines, _configs, _prepare, yields)
+DGRAD = Family("columns", declines, _configs, _prepare, yields, _conv2d_columns_sums_kernel)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...norm.normalise import vector
+from ...norm.normalise import coefficients, vector
 from ...norm.stats import store_sums
 from .. import tma
 from ..epilogue import (
@@ -127,9 +127,13 @@ def _conv2d_gemm_sums_kernel(
         sum_g_c = sum_g
         for i in tl.static_range(COUNT):
             m = tl.cast(m0 + i * PIECE, INDEX) + tl.arange(0, PIECE)
+            mean, _, scale, shift = coefficients(
+                mean_ptr, var_ptr, scale_ptr, shift_ptr, c, c < C, EPS, ACC
+            )  # fmt: skip
             sum_g, sum_g_c = store_undone(
-                acc[i].T, g_ptr, c_ptr, z_ptr, m[:, None] * C + c[None, :], m < pixels, c, c < C,
-                sum_g, sum_g_c, mean_ptr, var_ptr, scale_ptr, shift_ptr, EPS, ACTIVATION, ACC,
+                acc[i].T, mean, scale, shift, g_ptr, c_ptr, z_ptr,
+                m[:, None] * C + c[None, :], (m < pixels)[:, None] & (c < C)[None, :],
+                sum_g, sum_g_c, ACTIVATION, ACC,
             )  # fmt: skip
         first = m0 == walker * BLOCK_M
         add_to_sums(sums_ptr, first, sum_g, sum_g_c, c, c < C, C, var_ptr, EPS, ACC)

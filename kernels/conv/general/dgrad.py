@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ..._common import unit, unravel
+from ...norm.normalise import coefficients
 from ..classes import class_taps, steps
 from ..epilogue import add_to_sums, finish, pieces, store_undone
 from ..family import Call, Family
@@ -135,10 +136,14 @@ def _conv2d_dgrad_sums_kernel(
     for i in tl.static_range(PIECES):
         n = n0 + i * PIECE + tl.arange(0, PIECE)
         c = group * CG + n
+        mean, _, scale, shift = coefficients(
+            mean_ptr, var_ptr, scale_ptr, shift_ptr, c, n < CG, EPS, ACC
+        )  # fmt: skip
         none = tl.zeros((BLOCK_M, PIECE), ACC)
         sum_g, sum_g_c = store_undone(
-            acc[i], g_ptr, c_ptr, z_ptr, pixel[:, None] * C + c[None, :], rows, c, n < CG,
-            none, none, mean_ptr, var_ptr, scale_ptr, shift_ptr, EPS, ACTIVATION, ACC,
+            acc[i], mean, scale, shift, g_ptr, c_ptr, z_ptr,
+            pixel[:, None] * C + c[None, :], rows[:, None] & (n < CG)[None, :],
+            none, none, ACTIVATION, ACC,
         )  # fmt: skip
         sums_ptr = partial_ptr + part * 2 * C
         add_to_sums(sums_ptr, 1, sum_g, sum_g_c, c, n < CG, C, var_ptr, EPS, ACC)
