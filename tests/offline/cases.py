@@ -532,11 +532,11 @@ FORMS = (
     *with_activations("3x3 32", "fp64", 32, 32, 3, plain="3x3 32"),
     *with_activations("3x3 depthwise 64", "fp16", 64, 64, 3, family="depthwise"),
 )
-# By the tensor memory accelerator: for sm_90.
+# By the tensor memory accelerator: for sm_90; in bfloat16 are those that were measured.
 TMA = (
     *(
         case
-        for dtype in ("fp16", "bf16", "tf32")
+        for dtype in ("fp16", "tf32")
         for case in (
             Case("1x1 256-512 gemm", dtype, conv(256, 512, 1), family="gemm"),
             Case("3x3 256 boxes", dtype, conv(256, 256, 3, padding=1), family="boxes"),
@@ -544,7 +544,7 @@ TMA = (
     ),
     *(
         Case(f"1x1 {c}-{co} stream", dtype, conv(c, co, 1, grads="x"), family="stream")
-        for dtype in ("fp16", "bf16", "tf32")
+        for dtype in ("fp16", "tf32")
         for c, co in ((64, 128), (128, 64))
     ),
     *(
@@ -556,14 +556,14 @@ TMA = (
     Case("1x1 256-64 stream", "fp16", conv(256, 64, 1, grads=""), family="stream"),
     *(
         Case(f"1x1 {c}-256 stream normalised", dtype, stream_normalised(c, 256), family="stream")
-        for dtype in ("fp16", "bf16", "tf32")
+        for dtype in ("fp16", "tf32")
         for c in (64, 128)
     ),
     Case("1x1 256-64 stream normalised", "fp16", stream_normalised(256, 64), family="stream"),
     Case("1x1 16-24 stream", "fp16", conv(16, 24, 1, grads="x"), family="stream"),
     *(
         Case(f"{k}x{k}/2 256 boxes", dtype, call, family="boxes")
-        for dtype in ("fp16", "bf16", "tf32")
+        for dtype in ("fp16", "tf32")
         for k in (1, 3)
         for call in (conv(256, 256, k, stride=2, padding=k // 2),)
     ),
