@@ -29,7 +29,7 @@ def _in_two(acc):
 
 @triton.jit
 def pieces(acc, PIECES: tl.constexpr):
-    """acc [A, B] in 1, 2 or 4, of [A, B / PIECES] each: what follows takes as few registers."""
+    """acc [A, B] in 1, 2, 4 or 8, of [A, B / PIECES] each: what follows takes as few registers."""
     if PIECES == 1:
         return acc, acc
     else:
