@@ -23,7 +23,7 @@ LONG_ENOUGH = 8  # steps of the reduction that repay a program's start
 
 # parts and elements that a program adds at a time: many parts of few elements take programs of few
 # elements, to be many; few parts of many elements, long rows of memory
-MANY_ROWS, MANY_BLOCK = 128, 32
+MANY_ROWS, MANY_BLOCK = 256, 32
 FEW_ROWS, FEW_BLOCK = 4, 1024
 MOST_FEW = 4 * FEW_ROWS
 AT_ONCE = 8  # sums

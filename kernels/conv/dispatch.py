@@ -86,7 +86,7 @@ FAMILIES = {
 SEPARATE = "separate"  # no family: passes of their own for what dgrad's epilogue may take, too
 NAMES = sorted({SEPARATE, *(family.name for families in FAMILIES.values() for family in families)})
 
-MOST_PARTS = 2048  # of batch norm's sums: to add up more takes as long as a pass of their own
+MOST_PARTS = 8192  # of batch norm's sums: to add up more takes as long as a pass of their own
 
 _forced: ContextVar[tuple[str, Config | None] | None] = ContextVar("_forced", default=None)
 
