@@ -109,6 +109,13 @@ SHAPES = {
         Shape((1, 9, 8, 7), (6, 3, 5, 3), (2, 2), (2, 1), groups=3),
         Shape((2, 5, 7, 9), (15, 1, 3, 3), padding=(1, 1), groups=5),
     ),
+    "toeplitz": (
+        Shape((2, 3, 13, 11), (3, 1, 9, 15), padding=(4, 7), groups=3),
+        Shape((1, 2, 21, 11), (2, 1, 8, 2), padding=(3, 0), groups=2),
+        Shape((2, 2, 7, 75), (2, 1, 5, 31), padding=(2, 15), groups=2),
+        Shape((3, 2, 12, 40), (2, 1, 20, 20), padding=(10, 10), groups=2),
+        Shape((1, 5, 3, 5), (5, 1, 4, 3), padding=(9, 8), groups=5),
+    ),
     "depthwise": (
         Shape((2, 19, 13, 6), (19, 1, 3, 3), padding=(1, 1), groups=19),
         Shape((2, 70, 10, 9), (70, 1, 5, 5), (2, 2), (2, 2), groups=70),

@@ -1,0 +1,182 @@
+"""Gradient of a depthwise convolution with a large window with respect to its weights, on the matrix
+unit: products of rows of images, summed along their diagonals.
+
+    dw[c, r, s] = sum_{k - q = s - before_s} g[c, r][k, q]
+        where g[c, r][k, q] = sum_{n, h} x[n, c, h + r - before_r, k] * dy[n, c, h, q]
+
+x and dy are copied by channels, with rows of PITCH elements, of which ROWS are taken for one of
+WIDTH: a product of two such has ROWS x ROWS of the above.  A program owns BANDS of these products
+of one channel, each with another distance between the rows of x and of dy, and walks over boxes of
+images and rows.  Of images wider than WIDTH it takes WIDTH columns of dy, and one of the chunks of
+x that they reach.  Each row of the window gets ROWS parts from every chunk, which are added.
+
+Zeros beyond dy's edges multiply what x has there: what is not finite in x makes NaN of other taps of
+its channel than of those that see it.
+"""
+
+import math
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ... import _split
+from .. import tma
+from ..family import Call, Family
+from ..problem import Problem
+from .copies import by_channels
+from .product import yields
+from .view import aligned, box_of, declines, view, whole
+
+MOST_TAPS = 64  # of a row of the window, that are summed at once
+LEAST_PITCH = 16
+
+SIZES = (
+    *("C", "taps_r", "taps_s", "step_r", "step_s", "before_r", "first", "groups", "chunks"),
+    *("start", "shift", "boxes_n", "boxes_i", "blocks_q", "boxes_a_split"),
+)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _conv2d_toeplitz_wgrad_kernel(
+    dy_desc, x_desc, dw_ptr,  # dy and x [C, N, I, columns], dw [splits, chunks, ROWS, C, taps]
+    C, taps_r, taps_s, step_r, step_s, before_r, first, groups, chunks, start, shift,
+    boxes_n, boxes_i, blocks_q, boxes_a_split,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BANDS: tl.constexpr, ROWS: tl.constexpr, PITCH: tl.constexpr, WIDTH: tl.constexpr,
+    TAPS: tl.constexpr, BOX_N: tl.constexpr, BOX_I: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    d0 = first + program % groups * BANDS
+    program = program // groups
+    chunk = program % chunks
+    program = program // chunks
+    c, split = program % C, program // C
+    box = split * boxes_a_split
+    trips = tl.minimum(boxes_n * boxes_i * blocks_q - box, boxes_a_split)
+    tl.assume(trips > 0)
+    q0 = box % blocks_q * WIDTH
+    i0, n0 = box // blocks_q % boxes_i * BOX_I, box // (blocks_q * boxes_i) * BOX_N
+
+    acc = (tl.zeros((WIDTH, WIDTH), ACC),) * BANDS
+    for _ in tl.range(0, trips, num_stages=STAGES):
+        dy_tile = dy_desc.load([c, n0, i0, q0]).reshape(BLOCK_K, WIDTH)
+        more = ()
+        for b in tl.static_range(BANDS):
+            x_tile = x_desc.load([c, n0, i0 + d0 + b, q0 + start + chunk * WIDTH])
+            x_tile = x_tile.reshape(BLOCK_K, WIDTH)
+            more += (tl.dot(x_tile.T, dy_tile, acc[b], input_precision=PRECISION, out_dtype=ACC),)
+        acc = more
+
+        q0 += WIDTH
+        row_done = q0 == blocks_q * WIDTH
+        q0 = tl.where(row_done, 0, q0)
+        i0 += tl.where(row_done, BOX_I, 0)
+        image_done = i0 == boxes_i * BOX_I
+        i0 = tl.where(image_done, 0, i0)
+        n0 += tl.where(image_done, BOX_N, 0)
+
+    k = tl.arange(0, WIDTH) % PITCH + chunk * WIDTH
+    j = tl.arange(0, ROWS)
+    part = (tl.cast(split, INDEX) * chunks + chunk) * ROWS + j
+    for b in tl.static_range(BANDS):
+        for step in range(ROWS * tl.cdiv(taps_s, TAPS)):
+            row, s = step % ROWS, step // ROWS * TAPS + tl.arange(0, TAPS)
+            q = k[:, None] + shift - s[None, :]
+            inside = (q >= 0) & (q < PITCH)
+            diagonals = tl.gather(acc[b], tl.where(inside, q, 0) + row * PITCH, axis=1)
+            diagonals = tl.where(inside, diagonals, 0.0).reshape(ROWS, PITCH, TAPS)
+            r = (d0 + b) * ROWS + j - row + before_r
+            offs = (part * C + c) * (taps_r * taps_s) + r * step_r
+            tl.store(
+                dw_ptr + (offs[:, None] + (s * step_s)[None, :]),
+                tl.sum(diagonals, axis=1),
+                mask=((r >= 0) & (r < taps_r))[:, None] & (s < taps_s)[None, :],
+            )
+
+
+class Product(NamedTuple):
+    width: int  # elements of a row of x and of dy
+    bands: int
+    k: int  # images and rows
+    warps: int
+    stages: int
+    resident: int  # programs that a multiprocessor holds
+
+
+PRODUCTS = (
+    Product(128, 2, 64, 8, 3, 1),
+    Product(128, 1, 64, 8, 3, 2),
+    Product(64, 4, 64, 4, 2, 2),
+    Product(64, 2, 64, 4, 4, 2),
+)
+
+
+def _configs(p: Problem) -> tuple[Product, ...]:
+    if p.capability is None:
+        v = view(p)
+        k = triton.next_power_of_2(p.x[0] * v.result.rows)
+        return (Product(64, 2, min(k, 256), 1, 1, 1),)
+    return PRODUCTS
+
+
+def _prepare(p: Problem, product: Product) -> Call:
+    v, (N, C), width = view(p), p.x[:2], product.width
+    (taps_r, taps_s), (before_r, before_s), (_, step_r, step_s) = v.taps, v.before, v.w_steps
+    pitch = triton.next_power_of_2(max(v.source.columns, v.result.columns, LEAST_PITCH))
+    if pitch <= width:
+        rows, chunks, start = width // pitch, 1, 0
+        columns = width, width
+    else:
+        pitch, rows, start = width, 1, aligned(-before_s)
+        chunks = triton.cdiv(width + taps_s - 1 - before_s - start, width)
+        columns = whole(v.source.columns), whole(v.result.columns)
+    x_rows, dy_rows = whole(v.source.rows, rows), whole(v.result.rows, rows)
+    blocks_q = triton.cdiv(columns[1], width)
+
+    # row i*rows + j of dy meets row (i + d)*rows + j' of x
+    first = -((before_r + rows - 1) // rows)
+    distances = (taps_r - 1 - before_r + rows - 1) // rows - first + 1
+    groups = triton.cdiv(distances, product.bands)
+    bands = triton.cdiv(distances, groups)
+
+    box = box_of(product.k, N, dy_rows // rows)
+    boxes_n, boxes_i = triton.cdiv(N, box[0]), triton.cdiv(dy_rows // rows, box[1])
+    boxes = boxes_n * boxes_i * blocks_q
+    programs = C * groups * chunks
+    splits, boxes_a_split = _split.shares(
+        programs, boxes, boxes, tma.PROGRAMS * product.resident
+    )
+    block = 1, *box, width
+    of_x = tma.descriptor((N, C, x_rows // rows, columns[0]), block, (1, 0, 2, 3))
+    of_dy = tma.descriptor((N, C, dy_rows // rows, columns[1]), block, (1, 0, 2, 3))
+
+    def operands(dy: Tensor, x: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
+        x = by_channels(x, v.source, x_rows, columns[0] // rows)
+        return of_dy(by_channels(dy, v.result, dy_rows, columns[1] // rows)), of_x(x)
+
+    parts = splits * chunks * rows
+    return Call(
+        _conv2d_toeplitz_wgrad_kernel,
+        programs * splits,
+        (
+            *(C, taps_r, taps_s, step_r, step_s, before_r, first, groups, chunks),
+            *(start, start + before_s, boxes_n, boxes_i, blocks_q, boxes_a_split),
+        ),
+        {
+            **p.numbers,
+            "INDEX": p.index_of(parts * math.prod(p.w)),
+            **{"BANDS": bands, "ROWS": rows, "PITCH": pitch, "WIDTH": width},
+            "TAPS": min(triton.next_power_of_2(taps_s), MOST_TAPS),
+            **{"BOX_N": box[0], "BOX_I": box[1], "BLOCK_K": product.k, "STAGES": product.stages},
+            "num_warps": product.warps,
+        },
+        parts=parts,
+        operands=operands,
+    )
+
+
+WGRAD = Family("toeplitz", declines, _configs, _prepare, yields)
