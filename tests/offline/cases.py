@@ -34,6 +34,11 @@ TMA_KERNELS = {
     "conv2d_boxes",
     "conv2d_boxes_wgrad",
     "conv2d_rows_wgrad",
+    "conv2d_toeplitz",
+    "conv2d_toeplitz_wgrad",
+    "toeplitz_copy",
+    "toeplitz_bands",
+    "toeplitz_finish",
 }
 MATRIX_KERNELS |= TMA_KERNELS
 # Those that load through the first cache, which keeps what other taps read again.

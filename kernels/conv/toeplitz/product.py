@@ -62,7 +62,7 @@ def _conv2d_toeplitz_kernel(
     x_desc, bands_desc, sums_ptr,  # x [C, N, I, ROWS, columns], bands as above, sums [N, C, rows, columns]
     N, C, rows, row_units, first, trips, band, start, blocks_q, boxes_i, boxes, K,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, ALIGNED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOX_N: tl.constexpr, BOX_I: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, IMAGES: tl.constexpr, HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """first: how far below its own the first row is that a row reads; band: which one it meets."""
@@ -70,7 +70,7 @@ def _conv2d_toeplitz_kernel(
     q0 = program % blocks_q * COLUMNS
     program = program // blocks_q
     c, box = program // boxes, program % boxes
-    n0, i0 = box // boxes_i * BOX_N, box % boxes_i * BOX_I
+    n0, i0 = box // boxes_i * IMAGES, box % boxes_i * HEIGHT
 
     acc = tl.zeros((BLOCK_N, BLOCK_M), ACC)
     tl.assume(trips > 0)
@@ -78,8 +78,8 @@ def _conv2d_toeplitz_kernel(
     for _ in tl.range(0, trips, num_stages=STAGES):
         far = d & -ROWS  # of the quotient rounded down
         x_tile = x_desc.load([c, n0, i0 + far // ROWS, d - far, q0 + start + k])
-        bands = bands_desc.load([c, d - first + band, 0, k]).reshape(BLOCK_N, BLOCK_K)
         x_tile = x_tile.reshape(BLOCK_M, BLOCK_K)
+        bands = bands_desc.load([c, (d - first + band) * COLUMNS, k]).reshape(BLOCK_N, BLOCK_K)
         acc = tl.dot(bands, x_tile.T, acc, input_precision=PRECISION, out_dtype=ACC)
         k += BLOCK_K
         row_done = k == K
@@ -87,7 +87,7 @@ def _conv2d_toeplitz_kernel(
         d += row_done.to(tl.int32)
 
     m, a = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    n, i = n0 + m // BOX_I, i0 + m % BOX_I
+    n, i = n0 + m // HEIGHT, i0 + m % HEIGHT
     # of ascending taps, the first makes the last row
     row = (i * ROWS)[:, None] + (ROWS - 1 - a // COLUMNS)[None, :]
     column, columns = q0 + a % COLUMNS, row_units * ALIGNED
@@ -194,9 +194,8 @@ def _prepare(p: Problem, tile: Tile) -> Call:
     of_x = tma.descriptor(
         (N, C, source_rows // rows, rows, source_columns), (1, *box, 1, band.step), (1, 0, 2, 3, 4)
     )
-    of_bands = tma.descriptor(
-        (C, v.taps[0], band.columns, band.k), (1, rows, band.columns, band.step)
-    )
+    # of a single dimension beside the channel, for then a product reads them where they are
+    of_bands = tma.descriptor((C, v.taps[0] * band.columns, band.k), (1, tile.n, band.step))
     blocks_q = triton.cdiv(v.result.columns, band.columns)
     programs, parts, sizes, constants = finishing(p, v)
 

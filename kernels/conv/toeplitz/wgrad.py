@@ -28,27 +28,28 @@ from ..family import Call, Family
 from ..problem import Problem
 from .copies import by_channels
 from .product import yields
-from .view import aligned, box_of, declines, view, whole
+from .view import aligned, declines, view, whole
 
 MOST_TAPS = 64  # of a row of the window, that are summed at once
 LEAST_PITCH = 16
 
 SIZES = (
     *("C", "taps_r", "taps_s", "step_r", "step_s", "before_r", "first", "groups", "chunks"),
-    *("start", "shift", "boxes_n", "boxes_i", "blocks_q", "boxes_a_split"),
+    *("start", "shift", "boxes_h", "boxes_k", "blocks_q", "boxes_a_split"),
 )
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _conv2d_toeplitz_wgrad_kernel(
-    dy_desc, x_desc, dw_ptr,  # dy and x [C, N, I, columns], dw [splits, chunks, ROWS, C, taps]
+    dy_desc, x_desc, dw_ptr,  # dy and x as below, dw [splits, chunks, ROWS, C, taps]
     C, taps_r, taps_s, step_r, step_s, before_r, first, groups, chunks, start, shift,
-    boxes_n, boxes_i, blocks_q, boxes_a_split,
+    boxes_h, boxes_k, blocks_q, boxes_a_split,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BANDS: tl.constexpr, ROWS: tl.constexpr, PITCH: tl.constexpr, WIDTH: tl.constexpr,
-    TAPS: tl.constexpr, BOX_N: tl.constexpr, BOX_I: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    TAPS: tl.constexpr, OF_IMAGES: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    """OF_IMAGES: dy and x are [C, I, N, columns], a box one row of BLOCK_K images; otherwise they
+    are [C, N, I, columns], a box BLOCK_K rows of one image."""
     program = tl.program_id(0)
     d0 = first + program % groups * BANDS
     program = program // groups
@@ -56,17 +57,20 @@ def _conv2d_toeplitz_wgrad_kernel(
     program = program // chunks
     c, split = program % C, program // C
     box = split * boxes_a_split
-    trips = tl.minimum(boxes_n * boxes_i * blocks_q - box, boxes_a_split)
+    trips = tl.minimum(boxes_h * boxes_k * blocks_q - box, boxes_a_split)
     tl.assume(trips > 0)
     q0 = box % blocks_q * WIDTH
-    i0, n0 = box // blocks_q % boxes_i * BOX_I, box // (blocks_q * boxes_i) * BOX_N
+    k0, h = box // blocks_q % boxes_k * BLOCK_K, box // (blocks_q * boxes_k)
 
     acc = (tl.zeros((WIDTH, WIDTH), ACC),) * BANDS
     for _ in tl.range(0, trips, num_stages=STAGES):
-        dy_tile = dy_desc.load([c, n0, i0, q0]).reshape(BLOCK_K, WIDTH)
+        dy_tile = dy_desc.load([c, h, k0, q0]).reshape(BLOCK_K, WIDTH)
         more = ()
         for b in tl.static_range(BANDS):
-            x_tile = x_desc.load([c, n0, i0 + d0 + b, q0 + start + chunk * WIDTH])
+            if OF_IMAGES:
+                x_tile = x_desc.load([c, h + d0 + b, k0, q0 + start + chunk * WIDTH])
+            else:
+                x_tile = x_desc.load([c, h, k0 + d0 + b, q0 + start + chunk * WIDTH])
             x_tile = x_tile.reshape(BLOCK_K, WIDTH)
             more += (tl.dot(x_tile.T, dy_tile, acc[b], input_precision=PRECISION, out_dtype=ACC),)
         acc = more
@@ -74,10 +78,10 @@ def _conv2d_toeplitz_wgrad_kernel(
         q0 += WIDTH
         row_done = q0 == blocks_q * WIDTH
         q0 = tl.where(row_done, 0, q0)
-        i0 += tl.where(row_done, BOX_I, 0)
-        image_done = i0 == boxes_i * BOX_I
-        i0 = tl.where(image_done, 0, i0)
-        n0 += tl.where(image_done, BOX_N, 0)
+        k0 += tl.where(row_done, BLOCK_K, 0)
+        done = k0 == boxes_k * BLOCK_K
+        k0 = tl.where(done, 0, k0)
+        h += done.to(tl.int32)
 
     k = tl.arange(0, WIDTH) % PITCH + chunk * WIDTH
     j = tl.arange(0, ROWS)
@@ -115,11 +119,21 @@ PRODUCTS = (
 )
 
 
+def box_of(most: int, images: int, rows: int) -> tuple[int, bool]:
+    """How many images of one row, or rows of one image, make a box; and whether images do."""
+    boxes = [(k, of_images) for k in (64, 32, 16) if k <= most for of_images in (True, False)]
+
+    def cost(box: tuple[int, bool]) -> tuple[float, int]:
+        k, of_images = box
+        padded = whole(images, k) * rows if of_images else images * whole(rows, k)
+        return padded, -k
+
+    return min(boxes, key=cost)
+
+
 def _configs(p: Problem) -> tuple[Product, ...]:
     if p.capability is None:
-        v = view(p)
-        k = triton.next_power_of_2(p.x[0] * v.result.rows)
-        return (Product(64, 2, min(k, 256), 1, 1, 1),)
+        return (Product(64, 2, 64, 1, 1, 1),)
     return PRODUCTS
 
 
@@ -143,16 +157,16 @@ def _prepare(p: Problem, product: Product) -> Call:
     groups = triton.cdiv(distances, product.bands)
     bands = triton.cdiv(distances, groups)
 
-    box = box_of(product.k, N, dy_rows // rows)
-    boxes_n, boxes_i = triton.cdiv(N, box[0]), triton.cdiv(dy_rows // rows, box[1])
-    boxes = boxes_n * boxes_i * blocks_q
+    heights = dy_rows // rows
+    k, of_images = box_of(product.k, N, heights)
+    sizes = (N, heights) if of_images else (heights, N)
+    boxes_h, boxes_k = sizes[1], triton.cdiv(sizes[0], k)
+    boxes = boxes_h * boxes_k * blocks_q
     programs = C * groups * chunks
-    splits, boxes_a_split = _split.shares(
-        programs, boxes, boxes, tma.PROGRAMS * product.resident
-    )
-    block = 1, *box, width
-    of_x = tma.descriptor((N, C, x_rows // rows, columns[0]), block, (1, 0, 2, 3))
-    of_dy = tma.descriptor((N, C, dy_rows // rows, columns[1]), block, (1, 0, 2, 3))
+    splits, boxes_a_split = _split.shares(programs, boxes, boxes, tma.PROGRAMS * product.resident)
+    block, order = (1, 1, k, width), (1, 2, 0, 3) if of_images else (1, 0, 2, 3)
+    of_x = tma.descriptor((N, C, x_rows // rows, columns[0]), block, order)
+    of_dy = tma.descriptor((N, C, heights, columns[1]), block, order)
 
     def operands(dy: Tensor, x: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
         x = by_channels(x, v.source, x_rows, columns[0] // rows)
@@ -164,14 +178,14 @@ def _prepare(p: Problem, product: Product) -> Call:
         programs * splits,
         (
             *(C, taps_r, taps_s, step_r, step_s, before_r, first, groups, chunks),
-            *(start, start + before_s, boxes_n, boxes_i, blocks_q, boxes_a_split),
+            *(start, start + before_s, boxes_h, boxes_k, blocks_q, boxes_a_split),
         ),
         {
             **p.numbers,
             "INDEX": p.index_of(parts * math.prod(p.w)),
             **{"BANDS": bands, "ROWS": rows, "PITCH": pitch, "WIDTH": width},
             "TAPS": min(triton.next_power_of_2(taps_s), MOST_TAPS),
-            **{"BOX_N": box[0], "BOX_I": box[1], "BLOCK_K": product.k, "STAGES": product.stages},
+            **{"OF_IMAGES": of_images, "BLOCK_K": k, "STAGES": product.stages},
             "num_warps": product.warps,
         },
         parts=parts,
