@@ -223,7 +223,7 @@ def test_what_is_not_finite_stays_where_it_belongs(
     with force_family(name, config):
         actual = run(work, shape, *given).cpu().double()
     right = expected(work, shape, *given)
-    if work == "wgrad" and name in ("boxes", "columns", "rows"):  # reads beside what it has of dy
+    if work == "wgrad" and name in ("boxes", "columns", "rows", "toeplitz"):  # reads beside what it has of dy
         assert actual.isfinite()[~touched(right)].all()
     else:
         assert torch.equal(actual.isfinite(), right.isfinite())

@@ -24,14 +24,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ... import _split
 from .. import tma
+from ..epilogue import pieces
 from ..family import Call, Family
 from ..problem import Problem
 from .copies import by_channels
 from .product import yields
 from .view import aligned, declines, view, whole
 
-MOST_TAPS = 64  # of a row of the window, that are summed at once
+MOST_TAPS = 32  # of a row of the window, that are summed at once
 LEAST_PITCH = 16
+PIECES = 4  # of a product, whose diagonals are summed one after another: all take few registers
 
 SIZES = (
     *("C", "taps_r", "taps_s", "step_r", "step_s", "before_r", "first", "groups", "chunks"),
@@ -46,7 +48,7 @@ def _conv2d_toeplitz_wgrad_kernel(
     boxes_h, boxes_k, blocks_q, boxes_a_split,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BANDS: tl.constexpr, ROWS: tl.constexpr, PITCH: tl.constexpr, WIDTH: tl.constexpr,
-    TAPS: tl.constexpr, OF_IMAGES: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    TAPS: tl.constexpr, PIECES: tl.constexpr, OF_IMAGES: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """OF_IMAGES: dy and x are [C, I, N, columns], a box one row of BLOCK_K images; otherwise they
     are [C, N, I, columns], a box BLOCK_K rows of one image."""
@@ -72,7 +74,7 @@ def _conv2d_toeplitz_wgrad_kernel(
             else:
                 x_tile = x_desc.load([c, h, k0 + d0 + b, q0 + start + chunk * WIDTH])
             x_tile = x_tile.reshape(BLOCK_K, WIDTH)
-            more += (tl.dot(x_tile.T, dy_tile, acc[b], input_precision=PRECISION, out_dtype=ACC),)
+            more += (tl.dot(dy_tile.T, x_tile, acc[b], input_precision=PRECISION, out_dtype=ACC),)
         acc = more
 
         q0 += WIDTH
@@ -83,23 +85,27 @@ def _conv2d_toeplitz_wgrad_kernel(
         k0 = tl.where(done, 0, k0)
         h += done.to(tl.int32)
 
-    k = tl.arange(0, WIDTH) % PITCH + chunk * WIDTH
-    j = tl.arange(0, ROWS)
-    part = (tl.cast(split, INDEX) * chunks + chunk) * ROWS + j
+    PIECE: tl.constexpr = WIDTH // PIECES
+    LIES: tl.constexpr = max(PIECE // PITCH, 1)  # rows of x of which a piece has columns
     for b in tl.static_range(BANDS):
-        for step in range(ROWS * tl.cdiv(taps_s, TAPS)):
-            row, s = step % ROWS, step // ROWS * TAPS + tl.arange(0, TAPS)
-            q = k[:, None] + shift - s[None, :]
-            inside = (q >= 0) & (q < PITCH)
-            diagonals = tl.gather(acc[b], tl.where(inside, q, 0) + row * PITCH, axis=1)
-            diagonals = tl.where(inside, diagonals, 0.0).reshape(ROWS, PITCH, TAPS)
-            r = (d0 + b) * ROWS + j - row + before_r
-            offs = (part * C + c) * (taps_r * taps_s) + r * step_r
-            tl.store(
-                dw_ptr + (offs[:, None] + (s * step_s)[None, :]),
-                tl.sum(diagonals, axis=1),
-                mask=((r >= 0) & (r < taps_r))[:, None] & (s < taps_s)[None, :],
-            )
+        piece = pieces(acc[b], PIECES)
+        for i in tl.static_range(PIECES):
+            k = (i * PIECE + tl.arange(0, PIECE)) % PITCH + chunk * WIDTH
+            j = tl.arange(0, LIES)
+            part = ((tl.cast(split, INDEX) * chunks + chunk) * PIECES + i) * LIES + j
+            for step in range(ROWS * tl.cdiv(taps_s, TAPS)):
+                row, s = step % ROWS, step // ROWS * TAPS + tl.arange(0, TAPS)
+                q = k[None, :] + shift - s[:, None]
+                inside = (q >= 0) & (q < PITCH)
+                diagonals = tl.gather(piece[i], tl.where(inside, q, 0) + row * PITCH, axis=0)
+                diagonals = tl.where(inside, diagonals, 0.0).reshape(TAPS, LIES, PIECE // LIES)
+                r = (d0 + b) * ROWS + i * PIECE // PITCH + j - row + before_r
+                offs = (part * C + c) * (taps_r * taps_s) + r * step_r
+                tl.store(
+                    dw_ptr + (offs[None, :] + (s * step_s)[:, None]),
+                    tl.sum(diagonals, axis=2),
+                    mask=((r >= 0) & (r < taps_r))[None, :] & (s < taps_s)[:, None],
+                )
 
 
 class Product(NamedTuple):
@@ -172,7 +178,7 @@ def _prepare(p: Problem, product: Product) -> Call:
         x = by_channels(x, v.source, x_rows, columns[0] // rows)
         return of_dy(by_channels(dy, v.result, dy_rows, columns[1] // rows)), of_x(x)
 
-    parts = splits * chunks * rows
+    parts = splits * chunks * max(PIECES, rows)
     return Call(
         _conv2d_toeplitz_wgrad_kernel,
         programs * splits,
@@ -185,8 +191,10 @@ def _prepare(p: Problem, product: Product) -> Call:
             "INDEX": p.index_of(parts * math.prod(p.w)),
             **{"BANDS": bands, "ROWS": rows, "PITCH": pitch, "WIDTH": width},
             "TAPS": min(triton.next_power_of_2(taps_s), MOST_TAPS),
+            "PIECES": PIECES,
             **{"OF_IMAGES": of_images, "BLOCK_K": k, "STAGES": product.stages},
             "num_warps": product.warps,
+            **({"maxnreg": 128} if product.resident == 2 and product.warps==8 else {}),
         },
         parts=parts,
         operands=operands,
