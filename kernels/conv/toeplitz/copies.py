@@ -1,4 +1,4 @@
-"""Images by channels: each channel's rows lie together, as the tensor memory accelerator reads them.
+"""Images by channels, whose rows lie together: as the tensor memory accelerator reads them.
 
     out[n, c, row, column] = x[n, row, column, c], or zero beyond x's rows and columns
 
@@ -18,7 +18,15 @@ BLOCK = 64  # pixels, and channels
 
 
 @triton.jit(
-    do_not_specialize=("rows", "columns", "row_step", "column_step", "to_rows", "to_units", "blocks")
+    do_not_specialize=(
+        "rows",
+        "columns",
+        "row_step",
+        "column_step",
+        "to_rows",
+        "to_units",
+        "blocks",
+    )
 )
 def _toeplitz_copy_kernel(
     x_ptr, out_ptr,  # x [N, rows * columns, C], out [N, C, to_rows, to_columns]

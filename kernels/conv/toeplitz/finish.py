@@ -72,7 +72,7 @@ def _toeplitz_finish_kernel(
     acc = tl.load(sums_ptr + offs, mask=there, other=0.0).T.to(ACC)
     if spoiled(acc):
         acc = _tap_by_tap(
-            acc, x_ptr, w_ptr, n, row, column, c, channels & True, C, x_rows, x_columns, x_row_step,
+            acc, x_ptr, w_ptr, n, row, column, c, channels, C, x_rows, x_columns, x_row_step,
             x_column_step, taps_r, taps_s, before_r, before_s, w_first, w_step_r, w_step_s,
         )  # fmt: skip
     pixel = n * (rows * columns) + row * row_step + column * column_step

@@ -1,12 +1,16 @@
-"""Depthwise convolution with a large window, and its gradient with respect to its input, on the
-matrix unit: rows of images times bands of weights.
+"""Depthwise convolution with a large window, and its gradient with respect to its input: rows of
+images times bands of weights, on the matrix unit.
 
-    sums[n, c, i*ROWS + j, q] = sum_{d, k} x[n, c, i*ROWS + d, k] * w[c, d - j + before, k - q + ...]
+    y[n, c, i*ROWS + j, q] = sum_{d, k} x[n, c, i*ROWS + d, k] * band[c, d - j + before_r][q, k]
+        where band[c, r][q, k] = w[c, r, k - q + before_s], or zero beyond the window
 
-x is copied by channels.  The bands [C, taps_r, COLUMNS, K] are written out once: those of ROWS
-neighbouring taps lie together, and make ROWS rows of the result from one of x.  A program owns a
-box of images by every ROWS-th row, by ROWS x COLUMNS of the result, of one channel.  Another pass
-brings the sums into the result: in its dtype where nothing is added to them, otherwise in float32.
+x is copied by channels, and the bands are written out once.  A program owns, of one channel, ROWS
+neighbouring rows of COLUMNS columns in each of BLOCK_M places: a box of images by every ROWS-th
+row.  In each step the bands of ROWS neighbouring taps make all of these from one row of x in each
+place.  Of images wider than COLUMNS it reads the columns alone that these reach.
+
+Another pass makes the result of the sums.  They are in its dtype where it only moves them, and else
+in float32: what is stored has been rounded once.
 """
 
 from collections.abc import Iterator
@@ -16,7 +20,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..._common import index_type
 from ..._launch import INTERPRETED, INTERPRETED_BLOCK, launch
@@ -25,7 +28,7 @@ from ..family import Call, Family
 from ..problem import Problem
 from .copies import by_channels
 from .finish import _toeplitz_finish_kernel, finishing
-from .view import ALIGNED, View, aligned, box_of, view, whole
+from .view import ALIGNED, View, aligned, box_of, view, whole, yields
 from .view import declines as view_declines
 
 MOST_COLUMNS = 64  # of the result in a program: wider bands are emptier
@@ -33,17 +36,19 @@ MOST_BANDS = 2**27  # elements
 STEPS = {64: 1.0, 32: 1.15, 16: 1.5}  # of K: what copies of shorter rows cost more, about
 
 
-@triton.jit(do_not_specialize=("rows", "taps_r", "taps_s", "first", "step_r", "step_s", "chunks", "shift"))
+@triton.jit(
+    do_not_specialize=("rows", "taps_r", "taps_s", "first", "step_r", "step_s", "chunks", "shift")
+)
 def _toeplitz_bands_kernel(
-    w_ptr, bands_ptr, rows,  # w [C, taps_r * taps_s], bands [C, taps_r, COLUMNS, chunks * BLOCK_K]
-    taps_r, taps_s, first, step_r, step_s, chunks, shift,
+    w_ptr, bands_ptr, rows,  # w [C, KH, KW], bands [C, taps_r, COLUMNS, chunks * BLOCK_K]
+    taps_r, taps_s, first, step_r, step_s, chunks, before_s,
     INDEX: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.cast(tl.program_id(0), INDEX) * BLOCK + tl.arange(0, BLOCK)
     k = (row % chunks * BLOCK_K)[:, None] + tl.arange(0, BLOCK_K)[None, :]
     q, band = row // chunks % COLUMNS, row // (chunks * COLUMNS)
     c, r = band // taps_r, band % taps_r
-    s = k - q[:, None] + shift
+    s = k - q[:, None] + before_s
     offs = (c * (taps_r * taps_s) + first + r * step_r)[:, None] + s * step_s
     there = (row < rows)[:, None] & (s >= 0) & (s < taps_s)
     w = tl.load(w_ptr + offs, mask=there, other=0.0)
@@ -59,13 +64,13 @@ SIZES = (
 
 @triton.jit(do_not_specialize=SIZES)
 def _conv2d_toeplitz_kernel(
-    x_desc, bands_desc, sums_ptr,  # x [C, N, I, ROWS, columns], bands as above, sums [N, C, rows, columns]
+    x_desc, bands_desc, sums_ptr,  # x [C, N, I, ROWS, columns], bands as above
     N, C, rows, row_units, first, trips, band, start, blocks_q, boxes_i, boxes, K,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, ALIGNED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, IMAGES: tl.constexpr, HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """first: how far below its own the first row is that a row reads; band: which one it meets."""
+    """sums [N, C, rows, columns].  d runs from `first` on, whose last row meets that band."""
     program = tl.program_id(0)
     q0 = program % blocks_q * COLUMNS
     program = program // blocks_q
@@ -122,7 +127,10 @@ def band_of(v: View, n: int) -> Band:
             for step, price in STEPS.items():
                 k = whole(max(end - start, 1), step)
                 rows = n // columns
-                yield price * blocks * columns * k * (v.taps[0] + rows - 1), Band(columns, k, step, start)
+                yield (
+                    price * blocks * columns * k * (v.taps[0] + rows - 1),
+                    Band(columns, k, step, start),
+                )
 
     return min(bands(), key=lambda found: found[0])[1]
 
@@ -131,11 +139,11 @@ class Tile(NamedTuple):
     m: int  # images and rows
     n: int  # neighbouring rows, and columns
     warps: int
-    stages: int
+    stages: int  # of 64 columns; of fewer, more
 
 
-TILES = Tile(256, 128, 8, 3), Tile(128, 128, 8, 3), Tile(128, 64, 4, 4), Tile(64, 64, 4, 4)
-LEAST = TILES[-1]
+TILES = Tile(256, 128, 8, 3), Tile(128, 128, 8, 3), Tile(128, 64, 4, 4)
+MOST_STAGES = 8
 
 
 class Boxes(NamedTuple):
@@ -180,7 +188,7 @@ def _declines(p: Problem) -> str | None:
     if reason := view_declines(p):
         return reason
     v = view(p)
-    band = band_of(v, LEAST.n)
+    band = band_of(v, max(tile.n for tile in TILES))
     if p.x[1] * v.taps[0] * band.columns * band.k > MOST_BANDS:
         return f"it takes bands of at most {MOST_BANDS} elements"
     return None
@@ -208,7 +216,7 @@ def _prepare(p: Problem, tile: Tile) -> Call:
             N, C, v.result.rows, columns // ALIGNED, first, steps * (band.k // band.step),
             first + v.before[0] - (rows - 1), band.start, blocks_q, boxes[1], boxes[0] * boxes[1],
             band.k, p.precision, p.acc, index_type(out), ALIGNED, rows, band.columns, *box,
-            tile.m, tile.n, band.step, tile.stages,
+            tile.m, tile.n, band.step, min(tile.stages * 64 // band.step, MOST_STAGES),
             num_warps=tile.warps, out=out,
         )  # fmt: skip
         return out, x, w
@@ -228,10 +236,6 @@ def _configs(p: Problem) -> tuple[Tile, ...]:
         return programs < tma.PROGRAMS, programs * steps * band.k * (tile.m + tile.n)
 
     return tuple(sorted(TILES, key=cost))
-
-
-def yields(p: Problem) -> bool:
-    return True
 
 
 FORWARD = Family("toeplitz", _declines, _configs, _prepare, yields)

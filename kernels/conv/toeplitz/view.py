@@ -1,9 +1,8 @@
-"""A depthwise convolution as products with bands of its window's weights, which lie along a row.
+"""How a depthwise convolution with a large window is seen as products with Toeplitz matrices.
 
-    y[c, n, h, :] = sum_r x[c, n, h + r - before, :] @ band[c, r],  band[c, r][k, q] = w[c, r, k - q]
-
-What is called a row here is a column of the image where the window is higher than wide: the longer
-side fills more of a band.
+A row of the window makes of a row of the image a row of the result: a product with a band of the
+row's weights.  What is called a row is a column of the image where the window is higher than wide,
+for its longer side fills more of a band.
 """
 
 from typing import NamedTuple
@@ -13,6 +12,9 @@ import triton
 from ..problem import Problem
 
 ALIGNED = 8  # elements: rows are of whole 16 bytes in half precision
+LEAST_TAPS = (
+    121  # of a window, from which on it is predicted to take less than half of a walk's time
+)
 
 
 class Plane(NamedTuple):
@@ -80,3 +82,8 @@ def declines(p: Problem) -> str | None:
     if g.stride != (1, 1) or g.dilation != (1, 1):
         return "it takes stride 1 and dilation 1"
     return None
+
+
+def yields(p: Problem) -> bool:
+    """In the interpreter, and of smaller windows: until it is measured."""
+    return p.capability is None or p.w[2] * p.w[3] < LEAST_TAPS

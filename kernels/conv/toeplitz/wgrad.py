@@ -1,17 +1,18 @@
-"""Gradient of a depthwise convolution with a large window with respect to its weights, on the matrix
-unit: products of rows of images, summed along their diagonals.
+"""Gradient of a depthwise convolution with a large window with respect to its weights: products of
+rows of images, on the matrix unit, summed along their diagonals.
 
-    dw[c, r, s] = sum_{k - q = s - before_s} g[c, r][k, q]
-        where g[c, r][k, q] = sum_{n, h} x[n, c, h + r - before_r, k] * dy[n, c, h, q]
+    dw[c, r, s] = sum_{k - q = s - before_s} g[c, r][q, k]
+        where g[c, r][q, k] = sum_{n, h} dy[n, c, h, q] * x[n, c, h + r - before_r, k]
 
-x and dy are copied by channels, with rows of PITCH elements, of which ROWS are taken for one of
-WIDTH: a product of two such has ROWS x ROWS of the above.  A program owns BANDS of these products
-of one channel, each with another distance between the rows of x and of dy, and walks over boxes of
+x and dy are copied by channels, their rows PITCH elements long; ROWS neighbouring ones are read as
+one of WIDTH, of which a product has ROWS x ROWS of the above.  A program owns BANDS such products
+of one channel, each with rows of x another distance from those of dy, and walks over boxes of
 images and rows.  Of images wider than WIDTH it takes WIDTH columns of dy, and one of the chunks of
-x that they reach.  Each row of the window gets ROWS parts from every chunk, which are added.
+x that they reach.  Chunks, and rows of x that were read as one, have parts of their own of the
+result, which are added in fixed order, as are those of splits.
 
-Zeros beyond dy's edges multiply what x has there: what is not finite in x makes NaN of other taps of
-its channel than of those that see it.
+Zeros beyond dy's edges multiply what x has there: what is not finite in x makes NaN of other taps
+of its channel than of those that see it.
 """
 
 import math
@@ -28,8 +29,7 @@ from ..epilogue import pieces
 from ..family import Call, Family
 from ..problem import Problem
 from .copies import by_channels
-from .product import yields
-from .view import aligned, declines, view, whole
+from .view import aligned, declines, view, whole, yields
 
 MOST_TAPS = 32  # of a row of the window, that are summed at once
 LEAST_PITCH = 16
@@ -48,7 +48,8 @@ def _conv2d_toeplitz_wgrad_kernel(
     boxes_h, boxes_k, blocks_q, boxes_a_split,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BANDS: tl.constexpr, ROWS: tl.constexpr, PITCH: tl.constexpr, WIDTH: tl.constexpr,
-    TAPS: tl.constexpr, PIECES: tl.constexpr, OF_IMAGES: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    TAPS: tl.constexpr, PIECES: tl.constexpr, OF_IMAGES: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """OF_IMAGES: dy and x are [C, I, N, columns], a box one row of BLOCK_K images; otherwise they
     are [C, N, I, columns], a box BLOCK_K rows of one image."""
@@ -121,7 +122,6 @@ PRODUCTS = (
     Product(128, 2, 64, 8, 3, 1),
     Product(128, 1, 64, 8, 3, 2),
     Product(64, 4, 64, 4, 2, 2),
-    Product(64, 2, 64, 4, 4, 2),
 )
 
 
@@ -194,7 +194,7 @@ def _prepare(p: Problem, product: Product) -> Call:
             "PIECES": PIECES,
             **{"OF_IMAGES": of_images, "BLOCK_K": k, "STAGES": product.stages},
             "num_warps": product.warps,
-            **({"maxnreg": 128} if product.resident == 2 and product.warps==8 else {}),
+            **({"maxnreg": 128} if product.resident == 2 and product.warps == 8 else {}),
         },
         parts=parts,
         operands=operands,
