@@ -6,7 +6,7 @@ import pytest
 import torch
 import tritonconv
 from launched import repeats
-from reference import assert_close, assert_family_exact, assert_family_fuses, conv2d_case
+from reference import assert_close, assert_family_exact, conv2d_case
 from tritonconv import _plan
 from tritonconv.conv import dispatch, epilogue
 from tritonconv.conv.dispatch import force_family
@@ -44,10 +44,6 @@ def test_toeplitz_equals_torch(dtype, device):
     with force_family("toeplitz"):
         y = case.ours(x, w, b)
     assert_close([y], [case.expected([x, w, b])[0]], case.reduced)
-
-
-def test_toeplitz_conv_bn_relu_equals_torch(device):
-    assert_family_fuses(CASES["15x9"], "toeplitz", device)
 
 
 def test_toeplitz_rounds_once(device):
@@ -134,4 +130,4 @@ def test_toeplitz_is_the_first_guess_for_large_windows_until_another_was_measure
 )
 def test_toeplitz_tells_what_it_does_not_serve(case, reason, device):
     with force_family("toeplitz"), pytest.raises(RuntimeError, match=reason):
-        case.ours(*case.tensors(device))
+        case.ours(*case.tensors(device, torch.float16))
