@@ -79,12 +79,10 @@ def test_toeplitz_repeats_from_a_plan(fused, device, monkeypatch):
     case = conv2d_case((2, 2, 5, 12), (2, 1, 3, 9), padding=(1, 4))
     x, w, b = (t.requires_grad_() for t in case.tensors(device, torch.float16))
     norm = [torch.rand(2, dtype=torch.float16, device=device) for _ in range(4)]
+    given, how = (x, w, b, *norm), case.options
 
     def step() -> list[torch.Tensor]:
-        if fused:
-            y = tritonconv.conv_bn_relu(x, w, b, *norm, **case.options)
-        else:
-            y = case.ours(x, w, b)
+        y = tritonconv.conv_bn_relu(*given, **how) if fused else case.ours(x, w, b)
         return [y, *torch.autograd.grad(y, (x, w, b), torch.ones_like(y))]
 
     with force_family("toeplitz"):

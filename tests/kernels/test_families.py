@@ -110,11 +110,10 @@ SHAPES = {
         Shape((2, 5, 7, 9), (15, 1, 3, 3), padding=(1, 1), groups=5),
     ),
     "toeplitz": (
-        Shape((2, 2, 13, 11), (2, 1, 3, 9), padding=(1, 5), groups=2),
+        Shape((3, 1, 13, 11), (1, 1, 3, 9), padding=(1, 5)),
         Shape((1, 2, 21, 11), (2, 1, 8, 2), padding=(3, 0), groups=2),
-        Shape((2, 2, 4, 75), (2, 1, 2, 31), padding=(1, 15), groups=2),
-        Shape((3, 1, 5, 40), (1, 1, 3, 20), padding=(0, 12)),
-        Shape((1, 5, 3, 5), (5, 1, 4, 3), padding=(9, 8), groups=5),
+        Shape((1, 2, 3, 75), (2, 1, 2, 21), padding=(1, 10), groups=2),
+        Shape((2, 1, 4, 40), (1, 1, 2, 20), padding=(0, 12)),
     ),
     "depthwise": (
         Shape((2, 19, 13, 6), (19, 1, 3, 3), padding=(1, 1), groups=19),
