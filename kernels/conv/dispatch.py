@@ -53,8 +53,8 @@ from .tuned import Tuned
 # those that serve by default, where they can, first
 FAMILIES = {
     "forward": (
-        TOEPLITZ_FORWARD,
         COLUMNS_FORWARD,
+        TOEPLITZ_FORWARD,
         DEPTHWISE_FORWARD,
         GROUPED_FORWARD,
         PADDED_FORWARD,
@@ -65,8 +65,8 @@ FAMILIES = {
         GENERAL_FORWARD,
     ),
     "dgrad": (
-        TOEPLITZ_DGRAD,
         COLUMNS_DGRAD,
+        TOEPLITZ_DGRAD,
         DEPTHWISE_DGRAD,
         GROUPED_DGRAD,
         CELLS_DGRAD,
@@ -76,8 +76,8 @@ FAMILIES = {
         GENERAL_DGRAD,
     ),
     "wgrad": (
-        TOEPLITZ_WGRAD,
         COLUMNS_WGRAD,
+        TOEPLITZ_WGRAD,
         DEPTHWISE_WGRAD,
         ROWS_WGRAD,
         GROUPED_WGRAD,

@@ -227,9 +227,9 @@ def test_epilogue_in_pieces(training, device, monkeypatch):
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_epilogue_of_the_pass_after_toeplitz_products(training, residual, device):
-    call = Call(((2, 6, 9, 11), (6, 1, 3, 7), {"padding": (1, 3), "groups": 6}), residual)
+    call = Call(((2, 6, 9, 11), (6, 1, 3, 9), {"padding": (1, 4), "groups": 6}), residual)
     call.tensors[0] = torch.randint(-2, 3, (2, 6, 9, 11)).double()
-    call.tensors[1] = torch.randint(-2, 3, (6, 1, 3, 7)).double()
+    call.tensors[1] = torch.randint(-2, 3, (6, 1, 3, 9)).double()
     how = {"training": training, "activation": "relu"}
     with force_family("toeplitz"):
         actual = call.run(ours, device, torch.float16, torch.float32, **how)

@@ -21,7 +21,7 @@ CASES = {
     "wider than a block": conv2d_case((1, 2, 3, 150), (2, 1, 2, 21), padding=(1, 10)),
     "more columns than a product": conv2d_case((1, 1, 2, 140), (1, 1, 1, 100), padding=(0, 50)),
     "one pixel": conv2d_case((2, 3, 1, 1), (3, 1, 13, 13), padding=6),
-    "padding beyond the window": conv2d_case((1, 2, 3, 5), (2, 1, 2, 3), padding=(4, 11)),
+    "padding beyond the window": conv2d_case((1, 2, 3, 5), (2, 1, 3, 9), padding=(4, 11)),
 }
 
 
@@ -123,8 +123,9 @@ def test_toeplitz_is_the_first_guess_for_large_windows_until_another_was_measure
         (conv2d_case((1, 4, 9, 9), (4, 2, 9, 9)), "one channel a group"),
         (conv2d_case((1, 2, 9, 9), (2, 1, 9, 9), stride=2), "stride 1 and dilation 1"),
         (conv2d_case((1, 2, 19, 19), (2, 1, 9, 9), dilation=2), "stride 1 and dilation 1"),
+        (conv2d_case((1, 2, 9, 9), (2, 1, 5, 5)), "more than 25 taps"),
     ],
-    ids=["2 channels a group", "stride 2", "dilated"],
+    ids=["2 channels a group", "stride 2", "dilated", "5x5"],
 )
 def test_toeplitz_tells_what_it_does_not_serve(case, reason, device):
     with force_family("toeplitz"), pytest.raises(RuntimeError, match=reason):

@@ -111,7 +111,7 @@ SHAPES = {
     ),
     "toeplitz": (
         Shape((3, 1, 13, 11), (1, 1, 3, 9), padding=(1, 5)),
-        Shape((1, 2, 21, 11), (2, 1, 8, 2), padding=(3, 0), groups=2),
+        Shape((1, 2, 21, 6), (2, 1, 9, 3), padding=(3, 0), groups=2),
         Shape((1, 2, 3, 75), (2, 1, 2, 21), padding=(1, 10), groups=2),
         Shape((2, 1, 4, 40), (1, 1, 2, 20), padding=(0, 12)),
     ),

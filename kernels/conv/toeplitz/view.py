@@ -12,9 +12,8 @@ import triton
 from ..problem import Problem
 
 ALIGNED = 8  # elements: rows are of whole 16 bytes in half precision
-LEAST_TAPS = (
-    121  # of a window, from which on it is predicted to take less than half of a walk's time
-)
+MEMORY_BOUND = 25  # taps of a window, up to which a walk takes no longer than memory
+LEAST_TAPS = 121  # from which on products are predicted to take less than half as long
 
 
 class Plane(NamedTuple):
@@ -81,6 +80,8 @@ def declines(p: Problem) -> str | None:
         return "it takes one channel a group, in and out"
     if g.stride != (1, 1) or g.dilation != (1, 1):
         return "it takes stride 1 and dilation 1"
+    if p.w[2] * p.w[3] <= MEMORY_BOUND:
+        return f"it takes windows of more than {MEMORY_BOUND} taps"
     return None
 
 
