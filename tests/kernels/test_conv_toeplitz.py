@@ -110,6 +110,7 @@ def test_toeplitz_is_the_first_guess_for_large_windows_until_another_was_measure
     assert dispatch.guessed(measured)[0].name == "toeplitz"
     assert dispatch.choose(problem(work, (64, 128, 56, 56), (9, 9))).family.name == "depthwise"
     for other in (
+        problem(work, (2, 256, 28, 28), (29, 29)),
         problem(work, (64, 256, 28, 28), (29, 29), torch.float32),
         problem(work, (64, 256, 28, 28), (29, 29), capability=(8, 0)),
         problem(work, (64, 256, 28, 28), (29, 29), capability=None),

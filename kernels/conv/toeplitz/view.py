@@ -13,7 +13,9 @@ from ..problem import Problem
 
 ALIGNED = 8  # elements: rows are of whole 16 bytes in half precision
 MEMORY_BOUND = 25  # taps of a window, up to which a walk takes no longer than memory
-LEAST_TAPS = 121  # from which on products are predicted to take less than half as long
+# From so many on, products are predicted to take less than half of a walk's time: taps of a window,
+# and rows of all images, of which few would leave boxes empty.
+LEAST_TAPS, LEAST_ROWS = 121, 64
 
 
 class Plane(NamedTuple):
@@ -86,5 +88,6 @@ def declines(p: Problem) -> str | None:
 
 
 def yields(p: Problem) -> bool:
-    """In the interpreter, and of smaller windows: until it is measured."""
-    return p.capability is None or p.w[2] * p.w[3] < LEAST_TAPS
+    """In the interpreter; to walks, of smaller windows and fewer rows, until they are measured."""
+    few = p.w[2] * p.w[3] < LEAST_TAPS or p.x[0] * view(p).result.rows < LEAST_ROWS
+    return p.capability is None or few
