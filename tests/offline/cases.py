@@ -291,8 +291,7 @@ def toeplitz(dtype: str, k: int, c: int, calling=lambda call: call, **options) -
     call = calling(conv(c, c, k, groups=c, padding=k // 2, **options))
     exempt = narrow(ODD["conv2d_wgrad"], "toeplitz_copy") if c % 8 else {}
     exempt |= ODD_SUM if k * k * c % 16 else {}
-    # of wgrad, for two blocks a multiprocessor, beside 2,200 instructions that sum up diagonals
-    return Case(name, dtype, call, exempt, family="toeplitz", spilled=96)
+    return Case(name, dtype, call, exempt, family="toeplitz")
 
 
 def grouped(c: int, dtype: str, groups=32, stride=1) -> Case:

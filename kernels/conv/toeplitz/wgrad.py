@@ -29,7 +29,7 @@ from ..epilogue import pieces
 from ..family import Call, Family
 from ..problem import Problem
 from .copies import by_channels
-from .view import aligned, declines, view, whole, yields
+from .view import View, aligned, declines, view, whole, yields
 
 MOST_TAPS = 32  # of a row of the window, that are summed at once
 LEAST_PITCH = 16
@@ -94,18 +94,21 @@ def _conv2d_toeplitz_wgrad_kernel(
             k = (i * PIECE + tl.arange(0, PIECE)) % PITCH + chunk * WIDTH
             j = tl.arange(0, LIES)
             part = ((tl.cast(split, INDEX) * chunks + chunk) * PIECES + i) * LIES + j
-            for step in range(ROWS * tl.cdiv(taps_s, TAPS)):
-                row, s = step % ROWS, step // ROWS * TAPS + tl.arange(0, TAPS)
+            lines = piece[i].reshape(ROWS, PITCH, PIECE)
+            row = tl.arange(0, ROWS)
+            r = (d0 + b) * ROWS + i * PIECE // PITCH + before_r + j[None, :] - row[:, None]
+            offs = (part * C + c)[None, :] * (taps_r * taps_s) + r * step_r
+            for s0 in range(0, taps_s, TAPS):
+                s = s0 + tl.arange(0, TAPS)
                 q = k[None, :] + shift - s[:, None]
-                inside = (q >= 0) & (q < PITCH)
-                diagonals = tl.gather(piece[i], tl.where(inside, q, 0) + row * PITCH, axis=0)
-                diagonals = tl.where(inside, diagonals, 0.0).reshape(TAPS, LIES, PIECE // LIES)
-                r = (d0 + b) * ROWS + i * PIECE // PITCH + j - row + before_r
-                offs = (part * C + c) * (taps_r * taps_s) + r * step_r
+                inside = ((q >= 0) & (q < PITCH))[None, :, :]
+                q = tl.where(inside, q[None, :, :], 0).broadcast_to(ROWS, TAPS, PIECE)
+                diagonals = tl.where(inside, tl.gather(lines, q, axis=1), 0.0)
+                sums = tl.sum(diagonals.reshape(ROWS, TAPS, LIES, PIECE // LIES), axis=3)
                 tl.store(
-                    dw_ptr + (offs[None, :] + (s * step_s)[:, None]),
-                    tl.sum(diagonals, axis=2),
-                    mask=((r >= 0) & (r < taps_r))[None, :] & (s < taps_s)[:, None],
+                    dw_ptr + (offs[:, None, :] + (s * step_s)[None, :, None]),
+                    sums,
+                    mask=((r >= 0) & (r < taps_r))[:, None, :] & (s < taps_s)[None, :, None],
                 )
 
 
@@ -118,11 +121,8 @@ class Product(NamedTuple):
     resident: int  # programs that a multiprocessor holds
 
 
-PRODUCTS = (
-    Product(128, 2, 64, 8, 3, 1),
-    Product(128, 1, 64, 8, 3, 2),
-    Product(64, 4, 64, 4, 2, 2),
-)
+PRODUCTS = Product(128, 2, 64, 8, 3, 1), Product(128, 1, 64, 8, 3, 2), Product(64, 4, 64, 4, 2, 2)
+LONG = 16  # boxes that a program walks over, so that it need not share a multiprocessor
 
 
 def box_of(most: int, images: int, rows: int) -> tuple[int, bool]:
@@ -137,21 +137,31 @@ def box_of(most: int, images: int, rows: int) -> tuple[int, bool]:
     return min(boxes, key=cost)
 
 
+def _rows(v: View, width: int) -> tuple[int, int]:
+    """How many rows of an image make one of width elements, and how long each is."""
+    longest = max(v.source.columns, v.result.columns, LEAST_PITCH)
+    pitch = min(triton.next_power_of_2(longest), width)
+    return (width // pitch, pitch) if pitch >= longest else (1, width)
+
+
 def _configs(p: Problem) -> tuple[Product, ...]:
+    """The one that reads least first, or of few boxes one beside which another may run."""
     if p.capability is None:
         return (Product(64, 2, 64, 1, 1, 1),)
-    return PRODUCTS
+    v, first = view(p), PRODUCTS[0]
+    rows = triton.cdiv(v.result.rows, _rows(v, first.width)[0])
+    if p.x[0] * rows >= LONG * first.k:
+        return PRODUCTS
+    return PRODUCTS[1], PRODUCTS[0], *PRODUCTS[2:]
 
 
 def _prepare(p: Problem, product: Product) -> Call:
     v, (N, C), width = view(p), p.x[:2], product.width
     (taps_r, taps_s), (before_r, before_s), (_, step_r, step_s) = v.taps, v.before, v.w_steps
-    pitch = triton.next_power_of_2(max(v.source.columns, v.result.columns, LEAST_PITCH))
-    if pitch <= width:
-        rows, chunks, start = width // pitch, 1, 0
-        columns = width, width
-    else:
-        pitch, rows, start = width, 1, aligned(-before_s)
+    rows, pitch = _rows(v, width)
+    chunks, start, columns = 1, 0, (width, width)
+    if max(v.source.columns, v.result.columns) > width:
+        start = aligned(-before_s)
         chunks = triton.cdiv(width + taps_s - 1 - before_s - start, width)
         columns = whole(v.source.columns), whole(v.result.columns)
     x_rows, dy_rows = whole(v.source.rows, rows), whole(v.result.rows, rows)
@@ -194,7 +204,8 @@ def _prepare(p: Problem, product: Product) -> Call:
             "PIECES": PIECES,
             **{"OF_IMAGES": of_images, "BLOCK_K": k, "STAGES": product.stages},
             "num_warps": product.warps,
-            **({"maxnreg": 128} if product.resident == 2 and product.warps == 8 else {}),
+            # half of all for each of two
+            **({"maxnreg": 128} if (product.warps, product.resident) == (8, 2) else {}),
         },
         parts=parts,
         operands=operands,
