@@ -131,3 +131,17 @@ def test_toeplitz_is_the_first_guess_for_large_windows_until_another_was_measure
 def test_toeplitz_tells_what_it_does_not_serve(case, reason, device):
     with force_family("toeplitz"), pytest.raises(RuntimeError, match=reason):
         case.ours(*case.tensors(device, torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("p", "reason"),
+    [
+        (problem("forward", (1, 8, 9, 9), (9, 9), torch.float32), "float16 or bfloat16"),
+        (problem("dgrad", (1, 8, 9, 9), (9, 9), capability=(8, 0)), "accelerator of sm_90"),
+        (problem("wgrad", (1, 8, 2**14, 2**13), (9, 9)), "at most 67108864 pixels"),
+        (problem("forward", (1, 2**13, 40, 64), (39, 39)), "bands of at most 134217728 elements"),
+    ],
+    ids=["float32", "sm_80", "pixels", "bands"],
+)
+def test_toeplitz_declines_by_name(p, reason):
+    assert reason in dispatch.declined(p)["toeplitz"]

@@ -37,7 +37,9 @@ STEPS = {64: 1.0, 32: 1.15, 16: 1.5}  # of K: what copies of shorter rows cost m
 
 
 @triton.jit(
-    do_not_specialize=("rows", "taps_r", "taps_s", "first", "step_r", "step_s", "chunks", "shift")
+    do_not_specialize=(
+        *("rows", "taps_r", "taps_s", "first", "step_r", "step_s", "chunks", "before_s"),
+    )
 )
 def _toeplitz_bands_kernel(
     w_ptr, bands_ptr, rows,  # w [C, KH, KW], bands [C, taps_r, COLUMNS, chunks * BLOCK_K]
@@ -70,7 +72,7 @@ def _conv2d_toeplitz_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, IMAGES: tl.constexpr, HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """sums [N, C, rows, columns].  d runs from `first` on, whose last row meets that band."""
+    """sums [N, C, rows, columns].  d runs from `first` on, with ROWS bands from `band` on."""
     program = tl.program_id(0)
     q0 = program % blocks_q * COLUMNS
     program = program // blocks_q
@@ -124,13 +126,10 @@ def band_of(v: View, n: int) -> Band:
             if columns >= v.result.columns:  # no column beyond the image
                 start, end = max(start, 0), min(end, v.source.columns)
             blocks = triton.cdiv(v.result.columns, columns)
+            products = blocks * columns * (v.taps[0] + n // columns - 1)
             for step, price in STEPS.items():
                 k = whole(max(end - start, 1), step)
-                rows = n // columns
-                yield (
-                    price * blocks * columns * k * (v.taps[0] + rows - 1),
-                    Band(columns, k, step, start),
-                )
+                yield price * products * k, Band(columns, k, step, start)
 
     return min(bands(), key=lambda found: found[0])[1]
 
@@ -143,7 +142,7 @@ class Tile(NamedTuple):
 
 
 TILES = Tile(256, 128, 8, 3), Tile(128, 128, 8, 3), Tile(128, 64, 4, 4)
-MOST_STAGES = 8
+MOST_STAGES = 6
 
 
 class Boxes(NamedTuple):

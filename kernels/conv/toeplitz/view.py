@@ -12,6 +12,7 @@ import triton
 from ..problem import Problem
 
 ALIGNED = 8  # elements: rows are of whole 16 bytes in half precision
+MOST_PIXELS = 2**26  # of an image: offsets within one have 32 bits, padded rows included
 MEMORY_BOUND = 25  # taps of a window, up to which a walk takes no longer than memory
 # From so many on, products are predicted to take less than half of a walk's time: taps of a window,
 # and rows of all images, of which few would leave boxes empty.
@@ -82,6 +83,8 @@ def declines(p: Problem) -> str | None:
         return "it takes one channel a group, in and out"
     if g.stride != (1, 1) or g.dilation != (1, 1):
         return "it takes stride 1 and dilation 1"
+    if max(p.x[2] * p.x[3], p.y[2] * p.y[3]) > MOST_PIXELS:
+        return f"it takes images of at most {MOST_PIXELS} pixels"
     if p.w[2] * p.w[3] <= MEMORY_BOUND:
         return f"it takes windows of more than {MEMORY_BOUND} taps"
     return None

@@ -43,7 +43,7 @@ SIZES = (
 
 @triton.jit(do_not_specialize=SIZES)
 def _conv2d_toeplitz_wgrad_kernel(
-    dy_desc, x_desc, dw_ptr,  # dy and x as below, dw [splits, chunks, ROWS, C, taps]
+    dy_desc, x_desc, dw_ptr,  # dy and x as below, dw [parts, C, KH, KW]
     C, taps_r, taps_s, step_r, step_s, before_r, first, groups, chunks, start, shift,
     boxes_h, boxes_k, blocks_q, boxes_a_split,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
