@@ -141,7 +141,7 @@ class Tile(NamedTuple):
     stages: int  # of 64 columns; of fewer, more
 
 
-TILES = Tile(256, 128, 8, 3), Tile(128, 128, 8, 3), Tile(128, 64, 4, 4)
+TILES = Tile(256, 128, 8, 3), Tile(128, 128, 8, 3), Tile(64, 128, 4, 3)
 MOST_STAGES = 6
 
 

@@ -29,15 +29,14 @@ from ..epilogue import pieces
 from ..family import Call, Family
 from ..problem import Problem
 from .copies import by_channels
-from .view import View, aligned, declines, view, whole, yields
+from .view import ALIGNED, Plane, View, aligned, declines, view, whole, yields
 
 MOST_TAPS = 32  # of a row of the window, that are summed at once
-LEAST_PITCH = 16
 PIECES = 4  # of a product, whose diagonals are summed one after another: all take few registers
 
 SIZES = (
     *("C", "taps_r", "taps_s", "step_r", "step_s", "before_r", "first", "groups", "chunks"),
-    *("start", "shift", "boxes_h", "boxes_k", "blocks_q", "boxes_a_split"),
+    *("start", "shift", "across", "along", "blocks_q", "boxes_a_split"),
 )
 
 
@@ -45,7 +44,7 @@ SIZES = (
 def _conv2d_toeplitz_wgrad_kernel(
     dy_desc, x_desc, dw_ptr,  # dy and x as below, dw [parts, C, KH, KW]
     C, taps_r, taps_s, step_r, step_s, before_r, first, groups, chunks, start, shift,
-    boxes_h, boxes_k, blocks_q, boxes_a_split,
+    across, along, blocks_q, boxes_a_split,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BANDS: tl.constexpr, ROWS: tl.constexpr, PITCH: tl.constexpr, WIDTH: tl.constexpr,
     TAPS: tl.constexpr, PIECES: tl.constexpr, OF_IMAGES: tl.constexpr,
@@ -60,10 +59,10 @@ def _conv2d_toeplitz_wgrad_kernel(
     program = program // chunks
     c, split = program % C, program // C
     box = split * boxes_a_split
-    trips = tl.minimum(boxes_h * boxes_k * blocks_q - box, boxes_a_split)
+    trips = tl.minimum(across * along * blocks_q - box, boxes_a_split)
     tl.assume(trips > 0)
     q0 = box % blocks_q * WIDTH
-    k0, h = box // blocks_q % boxes_k * BLOCK_K, box // (blocks_q * boxes_k)
+    k0, h = box // blocks_q % along * BLOCK_K, box // (blocks_q * along)
 
     acc = (tl.zeros((WIDTH, WIDTH), ACC),) * BANDS
     for _ in tl.range(0, trips, num_stages=STAGES):
@@ -82,7 +81,7 @@ def _conv2d_toeplitz_wgrad_kernel(
         row_done = q0 == blocks_q * WIDTH
         q0 = tl.where(row_done, 0, q0)
         k0 += tl.where(row_done, BLOCK_K, 0)
-        done = k0 == boxes_k * BLOCK_K
+        done = k0 == along * BLOCK_K
         k0 = tl.where(done, 0, k0)
         h += done.to(tl.int32)
 
@@ -121,15 +120,60 @@ class Product(NamedTuple):
     resident: int  # programs that a multiprocessor holds
 
 
-PRODUCTS = Product(128, 2, 64, 8, 3, 1), Product(128, 1, 64, 8, 3, 2), Product(64, 4, 64, 4, 2, 2)
-LONG = 16  # boxes that a program walks over, so that it need not share a multiprocessor
+# by how long a loop takes for what it multiplies: the smaller, the more it reads
+PRODUCTS = {
+    Product(128, 2, 64, 8, 3, 1): 1.1,
+    Product(128, 1, 64, 8, 3, 2): 1.2,
+    Product(64, 4, 64, 4, 2, 2): 1.6,
+}
+DIAGONALS = 320  # steps of the loop's k that take as long, of which another program hides half
+
+
+class Walk(NamedTuple):
+    """Which rows, columns and distances the programs of a product take."""
+
+    rows: int  # of an image, that are read as one
+    pitch: int
+    columns: tuple[int, int]  # of the copies of x and dy
+    chunks: int
+    start: int  # the first column of x, beside dy's
+    first: int  # distance
+    groups: int  # of distances
+    bands: int  # distances in each
+    k: int
+    of_images: bool
+    boxes: tuple[int, int, int]  # across k, along it, and of columns
+
+
+def _walk(p: Problem, v: View, product: Product) -> Walk:
+    width, (taps_r, taps_s), (before_r, before_s) = product.width, v.taps, v.before
+    longest = max(v.source.columns, v.result.columns, ALIGNED)
+    if longest <= width:
+        pitch, chunks, start = triton.next_power_of_2(longest), 1, 0
+        rows, columns = width // pitch, (width, width)
+    else:
+        rows, pitch, start = 1, width, aligned(-before_s)
+        chunks = triton.cdiv(width + taps_s - 1 - before_s - start, width)
+        columns = whole(v.source.columns), whole(v.result.columns)
+    # row i*rows + j of dy meets row (i + d)*rows + j' of x
+    first = -((before_r + rows - 1) // rows)
+    distances = (taps_r - 1 - before_r + rows - 1) // rows - first + 1
+    groups = triton.cdiv(distances, product.bands)
+    heights = triton.cdiv(v.result.rows, rows)
+    k, of_images = box_of(product.k, p.x[0], heights)
+    across, along = (heights, p.x[0]) if of_images else (p.x[0], heights)
+    boxes = across, triton.cdiv(along, k), triton.cdiv(v.result.columns, width)
+    return Walk(
+        *(rows, pitch, columns, chunks, start, first, groups, triton.cdiv(distances, groups)),
+        *(k, of_images, boxes),
+    )
 
 
 def box_of(most: int, images: int, rows: int) -> tuple[int, bool]:
     """How many images of one row, or rows of one image, make a box; and whether images do."""
     boxes = [(k, of_images) for k in (64, 32, 16) if k <= most for of_images in (True, False)]
 
-    def cost(box: tuple[int, bool]) -> tuple[float, int]:
+    def cost(box: tuple[int, bool]) -> tuple[int, int]:
         k, of_images = box
         padded = whole(images, k) * rows if of_images else images * whole(rows, k)
         return padded, -k
@@ -137,73 +181,53 @@ def box_of(most: int, images: int, rows: int) -> tuple[int, bool]:
     return min(boxes, key=cost)
 
 
-def _rows(v: View, width: int) -> tuple[int, int]:
-    """How many rows of an image make one of width elements, and how long each is."""
-    longest = max(v.source.columns, v.result.columns, LEAST_PITCH)
-    pitch = min(triton.next_power_of_2(longest), width)
-    return (width // pitch, pitch) if pitch >= longest else (1, width)
-
-
 def _configs(p: Problem) -> tuple[Product, ...]:
-    """The one that reads least first, or of few boxes one beside which another may run."""
+    """Those that are predicted to take least time first."""
     if p.capability is None:
         return (Product(64, 2, 64, 1, 1, 1),)
-    v, first = view(p), PRODUCTS[0]
-    rows = triton.cdiv(v.result.rows, _rows(v, first.width)[0])
-    if p.x[0] * rows >= LONG * first.k:
-        return PRODUCTS
-    return PRODUCTS[1], PRODUCTS[0], *PRODUCTS[2:]
+    v = view(p)
+
+    def cost(product: Product) -> float:
+        walk = _walk(p, v, product)
+        outputs = walk.chunks * walk.groups * walk.bands * product.width**2
+        long = math.prod(walk.boxes) * walk.k * PRODUCTS[product]
+        return outputs * (long + DIAGONALS / product.resident)
+
+    return tuple(sorted(PRODUCTS, key=cost))
 
 
 def _prepare(p: Problem, product: Product) -> Call:
     v, (N, C), width = view(p), p.x[:2], product.width
-    (taps_r, taps_s), (before_r, before_s), (_, step_r, step_s) = v.taps, v.before, v.w_steps
-    rows, pitch = _rows(v, width)
-    chunks, start, columns = 1, 0, (width, width)
-    if max(v.source.columns, v.result.columns) > width:
-        start = aligned(-before_s)
-        chunks = triton.cdiv(width + taps_s - 1 - before_s - start, width)
-        columns = whole(v.source.columns), whole(v.result.columns)
-    x_rows, dy_rows = whole(v.source.rows, rows), whole(v.result.rows, rows)
-    blocks_q = triton.cdiv(columns[1], width)
-
-    # row i*rows + j of dy meets row (i + d)*rows + j' of x
-    first = -((before_r + rows - 1) // rows)
-    distances = (taps_r - 1 - before_r + rows - 1) // rows - first + 1
-    groups = triton.cdiv(distances, product.bands)
-    bands = triton.cdiv(distances, groups)
-
-    heights = dy_rows // rows
-    k, of_images = box_of(product.k, N, heights)
-    sizes = (N, heights) if of_images else (heights, N)
-    boxes_h, boxes_k = sizes[1], triton.cdiv(sizes[0], k)
-    boxes = boxes_h * boxes_k * blocks_q
-    programs = C * groups * chunks
+    walk = _walk(p, v, product)
+    x_rows, dy_rows = (triton.cdiv(plane.rows, walk.rows) for plane in (v.source, v.result))
+    programs, boxes = C * walk.groups * walk.chunks, math.prod(walk.boxes)
     splits, boxes_a_split = _split.shares(programs, boxes, boxes, tma.PROGRAMS * product.resident)
-    block, order = (1, 1, k, width), (1, 2, 0, 3) if of_images else (1, 0, 2, 3)
-    of_x = tma.descriptor((N, C, x_rows // rows, columns[0]), block, order)
-    of_dy = tma.descriptor((N, C, heights, columns[1]), block, order)
+    block, order = (1, 1, walk.k, width), (1, 2, 0, 3) if walk.of_images else (1, 0, 2, 3)
+    of_x = tma.descriptor((N, C, x_rows, walk.columns[0]), block, order)
+    of_dy = tma.descriptor((N, C, dy_rows, walk.columns[1]), block, order)
+
+    def copied(t: Tensor, plane: Plane, rows: int, columns: int) -> Tensor:
+        return by_channels(t, plane, rows * walk.rows, columns // walk.rows)
 
     def operands(dy: Tensor, x: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-        x = by_channels(x, v.source, x_rows, columns[0] // rows)
-        return of_dy(by_channels(dy, v.result, dy_rows, columns[1] // rows)), of_x(x)
+        x = copied(x, v.source, x_rows, walk.columns[0])
+        return of_dy(copied(dy, v.result, dy_rows, walk.columns[1])), of_x(x)
 
-    parts = splits * chunks * max(PIECES, rows)
+    parts = splits * walk.chunks * max(PIECES, walk.rows)
     return Call(
         _conv2d_toeplitz_wgrad_kernel,
         programs * splits,
         (
-            *(C, taps_r, taps_s, step_r, step_s, before_r, first, groups, chunks),
-            *(start, start + before_s, boxes_h, boxes_k, blocks_q, boxes_a_split),
+            *(C, *v.taps, *v.w_steps[1:], v.before[0], walk.first, walk.groups, walk.chunks),
+            *(walk.start, walk.start + v.before[1], *walk.boxes, boxes_a_split),
         ),
         {
             **p.numbers,
             "INDEX": p.index_of(parts * math.prod(p.w)),
-            **{"BANDS": bands, "ROWS": rows, "PITCH": pitch, "WIDTH": width},
-            "TAPS": min(triton.next_power_of_2(taps_s), MOST_TAPS),
-            "PIECES": PIECES,
-            **{"OF_IMAGES": of_images, "BLOCK_K": k, "STAGES": product.stages},
-            "num_warps": product.warps,
+            **{"BANDS": walk.bands, "ROWS": walk.rows, "PITCH": walk.pitch, "WIDTH": width},
+            "TAPS": min(triton.next_power_of_2(v.taps[1]), MOST_TAPS),
+            **{"PIECES": PIECES, "OF_IMAGES": walk.of_images},
+            **{"BLOCK_K": walk.k, "STAGES": product.stages, "num_warps": product.warps},
             # half of all for each of two
             **({"maxnreg": 128} if (product.warps, product.resident) == (8, 2) else {}),
         },
