@@ -40,7 +40,7 @@ LAYERS = {
 OPERATOR = {"_common", "_launch", "_pool", "_recall", "_split"}
 NORM = {"_common", "_launch", "_split", "activation", "normalise", "stats"}
 # folders of kernels/conv
-FAMILIES = {"boxes", "depthwise", "gemm", "general", "grouped", "stem", "stream"}
+FAMILIES = {"boxes", "depthwise", "gemm", "general", "grouped", "stem", "stream", "toeplitz"}
 # what a kernel of a family may import beside its own folder
 FAMILY = {"_common", "_launch", "_split", "norm", "conv"} | {
     "box",

@@ -46,12 +46,16 @@ from .stem.padded_wgrad import WGRAD as PADDED_WGRAD
 from .stem.wgrad import WGRAD as STEM_WGRAD
 from .stream.product import DGRAD as STREAM_DGRAD
 from .stream.product import FORWARD as STREAM_FORWARD
+from .toeplitz.product import DGRAD as TOEPLITZ_DGRAD
+from .toeplitz.product import FORWARD as TOEPLITZ_FORWARD
+from .toeplitz.wgrad import WGRAD as TOEPLITZ_WGRAD
 from .tuned import Tuned
 
 # those that serve by default, where they can, first
 FAMILIES = {
     "forward": (
         COLUMNS_FORWARD,
+        TOEPLITZ_FORWARD,
         DEPTHWISE_FORWARD,
         GROUPED_FORWARD,
         PADDED_FORWARD,
@@ -63,6 +67,7 @@ FAMILIES = {
     ),
     "dgrad": (
         COLUMNS_DGRAD,
+        TOEPLITZ_DGRAD,
         DEPTHWISE_DGRAD,
         GROUPED_DGRAD,
         CELLS_DGRAD,
@@ -73,6 +78,7 @@ FAMILIES = {
     ),
     "wgrad": (
         COLUMNS_WGRAD,
+        TOEPLITZ_WGRAD,
         DEPTHWISE_WGRAD,
         ROWS_WGRAD,
         GROUPED_WGRAD,
@@ -274,7 +280,10 @@ def convolved(
     p, call = choice.problem, choice.call
     result = empty_nhwc(p.y if p.work == "forward" else p.x, source, memory_format)
     partial = partial_statistics(call.parts, result.shape[1], result) if with_stats else None
-    args = *call.operands(nhwc(source), nhwc(w)), result, *call.sizes, *end.arguments(partial)
+    given = call.operands(nhwc(source), nhwc(w))
+    if call.sums is not None:
+        given = call.sums(*given, result.dtype if end.is_plain else _split.sum_dtype(result.dtype))
+    args = *given, result, *call.sizes, *end.arguments(partial)
     outs = (result, partial) if with_stats else (result,)
     start(call.kernel, call.programs, args, outs, call.constants, choice)
     return leave(result, memory_format), combined(partial, running) if with_stats else None

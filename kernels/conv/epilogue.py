@@ -187,6 +187,12 @@ class Epilogue(NamedTuple):
     eps: float = 0.0
     activation: str = "none"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it stores sums as they are."""
+        given = self.bias, self.mean, self.residual, self.gate
+        return all(t is None for t in given) and self.activation == "none"
+
     def arguments(self, partial: Tensor | None) -> tuple:
         bias, mean, var, scale, shift, residual, gate, eps, activation = self
         if mean is None and residual is None and gate is None:

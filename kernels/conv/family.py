@@ -28,6 +28,9 @@ class Call(NamedTuple):
     constants: dict[str, Any]
     parts: int  # of the statistics; for wgrad, of the reduction
     operands: Callable = as_they_are  # of two tensors: what the kernel takes for them
+    # of the operands and a dtype: what the kernel takes instead, with sums in that dtype, of which
+    # it makes the result; launches what makes the sums
+    sums: Callable | None = None
 
 
 def until_measured(p: Problem) -> bool:

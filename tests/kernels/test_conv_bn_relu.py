@@ -224,6 +224,18 @@ def test_epilogue_in_pieces(training, device, monkeypatch):
     assert_rounded(actual, call.run(torchs, "cpu", **how), torch.float16)
 
 
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_epilogue_of_the_pass_after_toeplitz_products(training, residual, device):
+    call = Call(((2, 6, 9, 11), (6, 1, 3, 9), {"padding": (1, 4), "groups": 6}), residual)
+    call.tensors[0] = torch.randint(-2, 3, (2, 6, 9, 11)).double()
+    call.tensors[1] = torch.randint(-2, 3, (6, 1, 3, 9)).double()
+    how = {"training": training, "activation": "relu"}
+    with force_family("toeplitz"):
+        actual = call.run(ours, device, torch.float16, torch.float32, **how)
+    assert_rounded(actual, call.run(torchs, "cpu", **how), torch.float16)
+
+
 def test_conv_bn_relu_with_64_bit_offsets(device, monkeypatch):
     monkeypatch.setattr(_common, "WIDE_FROM", 0)
     call = Call(SHAPES["strided groups"], residual=True)

@@ -37,8 +37,12 @@ TMA_KERNELS = {
     "conv2d_boxes_sums",
     "conv2d_boxes_wgrad",
     "conv2d_rows_wgrad",
+    "conv2d_toeplitz",
+    "conv2d_toeplitz_wgrad",
 }
 MATRIX_KERNELS |= TMA_KERNELS
+# Those and what is launched beside them.
+SM_90_KERNELS = TMA_KERNELS | {"toeplitz_copy", "toeplitz_bands", "toeplitz_finish"}
 # Those that load through the first cache, which keeps what other taps read again.
 CACHED_KERNELS = {
     "conv2d_grouped_fwd",
@@ -70,6 +74,8 @@ NARROW = {
     "conv2d_padded_stem": "a window's rows are of whole pixels, of 8 bytes",
     "conv2d_padded_stem_wgrad": "a window's rows are of whole pixels, of 8 bytes",
     "conv2d_stem_wgrad": "a window's rows start at any element",
+    "toeplitz_bands": "a band's weights start at any element",
+    "toeplitz_finish": "what its loop takes anew are a tap's weights, which lie apart",
 }
 
 
@@ -91,10 +97,12 @@ def empty(shape: tuple[int, ...], dtype: str, grad: bool = True) -> Tensor:
     return x.requires_grad_(grad)
 
 
-def conv(c, co, k, size=28, bias=False, grads="xw", groups=1, **options) -> Callable[[str], None]:
+def conv(
+    c, co, k, size=28, bias=False, grads="xw", groups=1, images=8, **options
+) -> Callable[[str], None]:
     def call(dtype: str) -> None:
         torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
-        x = empty((8, c, size, size), dtype, "x" in grads)
+        x = empty((images, c, size, size), dtype, "x" in grads)
         w = empty((co, c // groups, k, k), dtype, "w" in grads)
         b = empty((co,), dtype) if bias else None
         y = tritonconv.conv2d(x, w, b, groups=groups, **options)
@@ -318,6 +326,14 @@ def depthwise(
     exempt = narrow(ODD["conv2d_wgrad"], "conv2d_depthwise_wgrad") if odd else {}
     exempt |= ODD_SUM if k * k * c % 16 else {}
     return Case(f"{name} {family} {c}", dtype, call, exempt, family=family)
+
+
+def toeplitz(dtype: str, k: int, c: int, calling=lambda call: call, **options) -> Case:
+    name = f"{k}x{k}{' wide' if calling is wide else ''} toeplitz {c}"
+    call = calling(conv(c, c, k, groups=c, padding=k // 2, **options))
+    exempt = narrow(ODD["conv2d_wgrad"], "toeplitz_copy") if c % 8 else {}
+    exempt |= ODD_SUM if k * k * c % 16 else {}
+    return Case(name, dtype, call, exempt, family="toeplitz")
 
 
 def grouped(c: int, dtype: str, groups=32, stride=1) -> Case:
@@ -552,6 +568,16 @@ TMA = (
         for c in (4, 32)
         for dtype in ("fp16", "bf16")
         for call in (conv(32 * c, 32 * c, 3, groups=32, padding=1, grads="w"),)
+    ),
+    toeplitz("fp16", 31, 64, size=56, images=64),
+    toeplitz("bf16", 31, 64, grads="x"),
+    toeplitz("fp16", 29, 36),
+    toeplitz("fp16", 9, 64, wide),
+    *(
+        Case(
+            f"31x31 toeplitz 64 {name}", "fp16", call, plain="31x31 toeplitz 64", family="toeplitz"
+        )
+        for name, call in epilogues(64, 64, 31, groups=64).items()
     ),
     Case("1x1 256-64 stream", "fp16", conv(256, 64, 1, grads=""), family="stream"),
     *(
