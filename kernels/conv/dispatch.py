@@ -34,6 +34,8 @@ from .general.wgrad import WGRAD as GENERAL_WGRAD
 from .geometry import from_flat
 from .grouped.dgrad import DGRAD as GROUPED_DGRAD
 from .grouped.forward import FORWARD as GROUPED_FORWARD
+from .grouped.rows import DGRAD as ROWS_DGRAD
+from .grouped.rows import FORWARD as ROWS_FORWARD
 from .grouped.rows_wgrad import WGRAD as ROWS_WGRAD
 from .grouped.wgrad import WGRAD as GROUPED_WGRAD
 from .precision import input_precision
@@ -52,6 +54,7 @@ FAMILIES = {
     "forward": (
         COLUMNS_FORWARD,
         DEPTHWISE_FORWARD,
+        ROWS_FORWARD,
         GROUPED_FORWARD,
         PADDED_FORWARD,
         STEM_FORWARD,
@@ -63,6 +66,7 @@ FAMILIES = {
     "dgrad": (
         COLUMNS_DGRAD,
         DEPTHWISE_DGRAD,
+        ROWS_DGRAD,
         GROUPED_DGRAD,
         CELLS_DGRAD,
         STREAM_DGRAD,

@@ -69,6 +69,10 @@ SHAPES = {
         Shape((2, 24, 5, 7), (24, 8, 3, 3), padding=(1, 1), groups=3),
         Shape((3, 40, 4, 6), (40, 4, 2, 5), padding=(0, 2), groups=10),
         Shape((2, 16, 7, 6), (32, 2, 3, 2), padding=(2, 0), dilation=(2, 3), groups=8),
+        # forward and dgrad: bundles that groups do not fill, images that boxes do not
+        Shape((3, 40, 4, 10), (40, 4, 3, 3), padding=(1, 1), groups=10),
+        Shape((2, 24, 3, 5), (8, 3, 2, 3), padding=(0, 2), dilation=(1, 2), groups=8),
+        Shape((2, 80, 5, 3), (80, 40, 3, 3), padding=(1, 1), groups=2),
     ),
     "padded": (
         Shape((2, 3, 11, 12), (24, 3, 7, 7), (2, 2), (3, 3)),

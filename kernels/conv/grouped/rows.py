@@ -1,0 +1,437 @@
+"""Grouped convolution of stride 1, and its gradient with respect to its input, as a walk down rows,
+by the tensor memory accelerator.
+
+    y[n, oh, ow, o] = sum_{kh, kw, c} x[n, oh - PH + kh, ow - PW + kw*DW, c] * w[o, kh, kw, c]
+    dx[n, h, w, c] = sum_{kh, kw, o} dy[n, h + PH - kh, w + PW - kw*DW, o] * w[o, kh, kw, c]
+        where c is of o's group
+
+and what the epilogue makes of them.  The second is the first with the window turned around, and
+with a group's channels exchanged: below, a source of IN channels a group makes a result of OUT.
+
+A program owns the channels of BUNDLE neighbouring groups, whose weights it keeps in shared memory:
+of each tap a tile with the groups' blocks on its diagonal and zeros beside them.  It walks down one
+strip of the result after another: BOX_W columns of BOX_N images, each COLUMNS-th, and those beside
+them.  In a step it loads a row of the source, once for each column of it that windows see, and adds
+it to the KH rows of the result that it reaches; the first of these is then complete.  Statistics
+are sums about the first row's mean over all that a program walks over.
+
+Of zeros beside the blocks, what is not finite makes NaN in every group of the bundle: a program
+that finds some walks once more, and multiplies each group by itself.
+"""
+
+import math
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..._launch import INTERPRETED_BLOCK
+from ...norm.stats import store_sums
+from .. import tma
+from ..epilogue import channel_terms, store_tile
+from ..family import Call, Family, until_measured
+from ..problem import Problem
+from .taps import spoiled
+
+
+@triton.jit
+def _groups(i, first, GROUPS: tl.constexpr, BUNDLE: tl.constexpr, CHANNELS: tl.constexpr):
+    """Of which of a bundle's groups channel i is, of CHANNELS each; -1 of none."""
+    inside = (i >= 0) & (i < tl.minimum(GROUPS - first, BUNDLE) * CHANNELS)
+    return tl.where(inside, i // CHANNELS, -1)
+
+
+@triton.jit
+def _weights(
+    w_ptr, tap, first, skipped,  # w [CO, taps, CG]
+    GROUPS: tl.constexpr, BUNDLE: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    TAPS: tl.constexpr, TRANSPOSED: tl.constexpr, INDEX: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """A tap's tile [source's channels, result's channels], of the groups from `first` on.
+
+    Of the source's, so many are skipped.
+    """
+    k, n = tl.arange(0, WIDTH) - skipped, tl.arange(0, WIDTH)
+    k_group = _groups(k, first, GROUPS, BUNDLE, IN)
+    n_group = _groups(n, first, GROUPS, BUNDLE, OUT)
+    inside = (k_group[:, None] == n_group[None, :]) & (n_group >= 0)[None, :]
+    if TRANSPOSED:  # w [source's channels, taps, result's of a group]
+        row = tl.cast(first * IN + k, INDEX) * TAPS + (TAPS - 1 - tap)
+        return tl.load(w_ptr + (row[:, None] * OUT + (n % OUT)[None, :]), mask=inside, other=0.0)
+    else:
+        row = tl.cast(first * OUT + n, INDEX) * TAPS + tap
+        offs = row[:, None] * IN + (k - k_group * IN)[None, :]
+        return tl.load(w_ptr + offs, mask=inside.T, other=0.0).T
+
+
+@triton.jit
+def _place(row, period, strips_w, BOX_N: tl.constexpr, BOX_W: tl.constexpr):
+    """Of a row of all strips, one after another: which it is of its own, and where that begins."""
+    row += 2 * period  # a walk may start above the first
+    strip = row // period - 2 + 2 * strips_w
+    return row % period, (strip // strips_w - 2) * BOX_N, strip % strips_w * BOX_W
+
+
+@triton.jit
+def _next(h, n0, w0, period, span_w, BOX_N: tl.constexpr, BOX_W: tl.constexpr):
+    """The same of the row after this one."""
+    h += 1
+    strip_done = h == period
+    h = tl.where(strip_done, 0, h)
+    w0 += tl.where(strip_done, BOX_W, 0)
+    images_done = w0 == span_w
+    w0 = tl.where(images_done, 0, w0)
+    n0 += tl.where(images_done, BOX_N, 0)
+    return h, n0, w0
+
+
+@triton.jit
+def _load(
+    x_desc, n0, h, w0, w, k, K: tl.constexpr, COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Each COLUMNS-th pixel from w0 * COLUMNS + w on; x as [N, H, W / COLUMNS, COLUMNS * K]."""
+    if COLUMNS > 1:
+        beside = (w % COLUMNS + COLUMNS) % COLUMNS  # of what is negative, too
+        w0 += (w - beside) // COLUMNS
+        k += beside * K
+    else:
+        w0 += w
+    return x_desc.load([n0, h, w0, k]).reshape(PIXELS, WIDTH)
+
+
+@triton.jit
+def _add(
+    total, x_tile, w_tiles, TAP: tl.constexpr, RIGHT: tl.constexpr,
+    KW: tl.constexpr, DW: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """total, and what pixels add to it that lie RIGHT columns from where their windows begin."""
+    if RIGHT >= 0 and RIGHT % DW == 0 and RIGHT // DW < KW:
+        return tl.dot(
+            x_tile, w_tiles[TAP + RIGHT // DW], total, input_precision=PRECISION, out_dtype=ACC
+        )
+    else:
+        return total
+
+
+@triton.jit
+def _row_sums(x):
+    """x [M, N], with rows added up that a thread has of a product: [M / 16, 8, N]."""
+    return tl.sum(x.reshape(x.shape[0] // 16, 2, 8, x.shape[1]), axis=1)
+
+
+@triton.jit
+def _thread_sums(x):
+    """x [M, N], with all added up that a thread has of 16 rows of a product: [M / 2, 4]."""
+    x = _row_sums(x)
+    x = x.reshape(x.shape[0] * 8, x.shape[2] // 8, 4, 2)
+    return tl.sum(tl.sum(x, axis=3), axis=1)
+
+
+@triton.jit
+def _finish_row(
+    acc, sums, y_ptr, stored, oh, n0, w0, N, OH, OW, c, C, channels, terms, share,
+    b_ptr, mean_ptr, residual_ptr, gate_ptr, partial_ptr, ACTIVATION: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr,
+    BOX_N: tl.constexpr, BOX_W: tl.constexpr, COLUMNS: tl.constexpr, COLUMN: tl.constexpr,
+):  # fmt: skip
+    """Stores a row of the result, acc [BOX_N * BOX_W, channels], and gives sums with it added."""
+    p = tl.arange(0, BOX_N * BOX_W)
+    n, ow = n0 + p // BOX_W, (w0 + p % BOX_W) * COLUMNS + COLUMN
+    stored &= oh < OH
+    rows = (n < N) & (ow < OW) & stored
+    offs = ((tl.cast(n, INDEX) * OH + oh) * OW + ow)[:, None] * C + c[None, :]
+    y = store_tile(
+        acc, terms, y_ptr, offs, rows[:, None] & channels[None, :],
+        b_ptr, mean_ptr, residual_ptr, gate_ptr, ACTIVATION, ACC,
+    )  # fmt: skip
+    if partial_ptr is not None:
+        near, total, squares, count = sums
+        columns = tl.minimum((OW - COLUMN + COLUMNS - 1) // COLUMNS - w0, BOX_W)
+        more = tl.maximum(tl.minimum(N - n0, BOX_N), 0) * tl.maximum(columns, 0)
+        more = tl.where(stored, more, 0)
+        if COLUMN == 0 and count == 0:
+            near = tl.sum(tl.where(rows[:, None], y, 0.0), axis=0) / tl.maximum(more, 1).to(ACC)
+        offset = tl.where(rows[:, None], y - near[None, :], 0.0)
+        total += _row_sums(offset) * share
+        squares += _row_sums(offset * offset) * share
+        sums = near, total, squares, count + more
+    return sums
+
+
+@triton.jit
+def _group_by_group(
+    x_desc, w_ptr, h, n0, w0, w, DW, first, k0,
+    GROUPS: tl.constexpr, BUNDLE: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """A row of the result, where something is not finite: of windows from (h, w) on."""
+    skipped = first * IN - k0
+    k_group = _groups(tl.arange(0, WIDTH) - skipped, first, GROUPS, BUNDLE, IN)
+    n_group = _groups(tl.arange(0, WIDTH), first, GROUPS, BUNDLE, OUT)
+    row = tl.zeros((PIXELS, WIDTH), ACC)
+    for tap in tl.range(0, KH * KW, num_stages=1):
+        x_tile = _load(
+            x_desc, n0, h + tap // KW, w0, w + tap % KW * DW, k0, GROUPS * IN, COLUMNS,
+            PIXELS, WIDTH,
+        )  # fmt: skip
+        w_tile = _weights(
+            w_ptr, tap, first, skipped, GROUPS, BUNDLE, IN, OUT, KH * KW, TRANSPOSED, INDEX, WIDTH
+        )
+        for group in tl.range(0, BUNDLE, num_stages=1):
+            own = tl.where((k_group == group)[None, :], x_tile, 0.0)
+            product = tl.dot(own, w_tile, input_precision=PRECISION, out_dtype=ACC)
+            row += tl.where((n_group == group)[None, :], product, 0.0)
+    return row
+
+
+@triton.jit(
+    do_not_specialize=("N", "OH", "OW", "period", "strips_w", "rows", "rows_a_walk", "lead")
+)
+def _conv2d_rows_kernel(
+    x_desc, w_ptr, y_ptr,  # source [N, H, W, GROUPS * IN], result [N, OH, OW, GROUPS * OUT]
+    N, OH, OW, period, strips_w, rows, rows_a_walk, lead,
+    b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, TRANSPOSED: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DW: tl.constexpr,
+    GROUPS: tl.constexpr, BUNDLE: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    WIDTH: tl.constexpr, BOX_N: tl.constexpr, BOX_W: tl.constexpr, COLUMNS: tl.constexpr,
+    TIGHT: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """period: steps down a strip.  lead: those of a walk before what a strip's first row takes.
+    TIGHT: no rows of zeros are between strips.
+    """
+    PIXELS: tl.constexpr = BOX_N * BOX_W
+    LAG: tl.constexpr = KH - 1 - PH  # rows from one that is complete to what completed it
+    bundles = tl.cdiv(GROUPS, BUNDLE)
+    walker, first = tl.program_id(0) // bundles, tl.program_id(0) % bundles * BUNDLE
+    k0 = first * IN // UNIT * UNIT  # boxes are aligned
+    n = tl.arange(0, WIDTH)
+    C, c = tl.cast(GROUPS * OUT, INDEX), first * OUT + n
+    channels = n < tl.minimum(GROUPS - first, BUNDLE) * OUT
+    terms = channel_terms(b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, c, channels, EPS, ACC)
+    w_tiles = ()
+    for tap in tl.static_range(KH * KW):
+        w_tiles += (
+            _weights(
+                w_ptr, tap, first, first * IN - k0,
+                GROUPS, BUNDLE, IN, OUT, KH * KW, TRANSPOSED, INDEX, WIDTH,
+            ),
+        )  # fmt: skip
+
+    zeros = tl.zeros((PIXELS, WIDTH), ACC)
+    no_sums = tl.sum(zeros, axis=0), _row_sums(zeros), _row_sums(zeros), 0
+    share = 1.0 / (rows_a_walk * PIXELS * COLUMNS)
+    first_row = walker * rows_a_walk
+    own_rows = tl.minimum(rows - first_row, rows_a_walk)
+    span_w = strips_w * BOX_W
+    h, n0, w0 = _place(first_row - lead, period, strips_w, BOX_N, BOX_W)
+    oh, out_n0, out_w0 = _place(first_row - lead - LAG, period, strips_w, BOX_N, BOX_W)
+    sums, bad = no_sums, _thread_sums(zeros)
+    acc = (zeros,) * (KH - 1) * COLUMNS  # of KH - 1 rows, COLUMNS beside each other
+    for step in tl.range(0, lead + LAG + own_rows, num_stages=STAGES):
+        before = ()
+        for kh in tl.static_range(KH):
+            for column in tl.static_range(COLUMNS):
+                if kh == 0:
+                    before += (zeros,)
+                elif TIGHT and kh <= PH:  # a strip's first rows, from the end of the one before
+                    before += (tl.where(h == 0, 0.0, acc[(kh - 1) * COLUMNS + column]),)
+                else:  # not as it is: ptxas would move it while its product is under way
+                    before += (acc[(kh - 1) * COLUMNS + column] + 0.0,)
+        total = before
+        for w in tl.static_range(-PW, COLUMNS - PW + (KW - 1) * DW):
+            x_tile = _load(x_desc, n0, h, w0, w, k0, GROUPS * IN, COLUMNS, PIXELS, WIDTH)
+            more = ()
+            for kh in tl.static_range(KH):
+                for column in tl.static_range(COLUMNS):
+                    more += (
+                        _add(
+                            total[kh * COLUMNS + column], x_tile, w_tiles, kh * KW,
+                            w + PW - column, KW, DW, PRECISION, ACC,
+                        ),
+                    )  # fmt: skip
+            total = more
+        more = ()
+        for kh in tl.static_range(KH):
+            for column in tl.static_range(COLUMNS):
+                row = total[kh * COLUMNS + column]
+                if TIGHT and kh > PH:  # the last rows of the strip before, which end above this one
+                    row = tl.where(h < kh - PH, before[kh * COLUMNS + column], row)
+                more += (row,)
+        acc = more[: (KH - 1) * COLUMNS]
+
+        for column in tl.static_range(COLUMNS):
+            row = more[(KH - 1) * COLUMNS + column]
+            if partial_ptr is None:
+                bad += _thread_sums(row * 0.0)
+            sums = _finish_row(
+                row, sums, y_ptr, step >= lead + LAG, oh, out_n0, out_w0, N, OH, OW,
+                c, C, channels, terms, share, b_ptr, mean_ptr, residual_ptr, gate_ptr, partial_ptr,
+                ACTIVATION, ACC, INDEX, BOX_N, BOX_W, COLUMNS, column,
+            )  # fmt: skip
+        h, n0, w0 = _next(h, n0, w0, period, span_w, BOX_N, BOX_W)
+        oh, out_n0, out_w0 = _next(oh, out_n0, out_w0, period, span_w, BOX_N, BOX_W)
+
+    if spoiled(bad if partial_ptr is None else sums[2]):
+        sums = no_sums
+        oh, n0, w0 = _place(first_row, period, strips_w, BOX_N, BOX_W)
+        for _ in tl.range(0, own_rows, num_stages=1):
+            for column in tl.static_range(COLUMNS):
+                row = _group_by_group(
+                    x_desc, w_ptr, oh - PH, n0, w0, column - PW, DW, first, k0,
+                    GROUPS, BUNDLE, IN, OUT, KH, KW, TRANSPOSED, PRECISION, ACC, INDEX,
+                    WIDTH, COLUMNS, PIXELS,
+                )  # fmt: skip
+                sums = _finish_row(
+                    row, sums, y_ptr, True, oh, n0, w0, N, OH, OW,
+                    c, C, channels, terms, share, b_ptr, mean_ptr, residual_ptr, gate_ptr,
+                    partial_ptr, ACTIVATION, ACC, INDEX, BOX_N, BOX_W, COLUMNS, column,
+                )  # fmt: skip
+            oh, n0, w0 = _next(oh, n0, w0, period, span_w, BOX_N, BOX_W)
+
+    if partial_ptr is not None:
+        near, total, squares, count = sums
+        total, squares = tl.sum(total, axis=1), tl.sum(squares, axis=1)
+        total, squares = tl.sum(total, axis=0), tl.sum(squares, axis=0)
+        store_sums(partial_ptr, walker, c, C, channels, near, total, squares, count, share)
+
+
+class Walk(NamedTuple):
+    m: int  # pixels of a product
+    columns: int  # products beside each other
+    warps: int
+    stages: int
+    resident: int  # programs that a multiprocessor holds
+    counting: int  # and with statistics
+
+
+# By channels of a bundle.
+WALKS = {
+    32: (
+        Walk(64, 2, 4, 2, 3, 2),
+        Walk(64, 1, 4, 3, 4, 3),
+        Walk(64, 2, 4, 3, 3, 2),
+        Walk(64, 1, 4, 2, 4, 3),
+        Walk(128, 1, 4, 2, 3, 2),
+    ),
+    64: (
+        Walk(64, 1, 4, 2, 2, 2),
+        Walk(128, 1, 8, 2, 1, 1),
+    ),
+}
+MOST_TAPS = 3  # of a window, down and across: a program holds the sums of so many rows
+FEW_SUMS = 16  # of a row, in a thread: with no more, it has registers for strips without a gap
+
+
+def _channels(p: Problem) -> tuple[int, int]:
+    """Of a group, in the source and in the result."""
+    return p.channels if p.work == "forward" else p.channels[::-1]
+
+
+def _bundle(p: Problem) -> tuple[int, int]:
+    """Its width, and how many groups; none, where a box does not hold one wherever it begins."""
+    (ins, outs), unit = _channels(p), tma.unit(p)
+    for width in WALKS:
+        for groups in range(width // max(ins, outs), 0, -1):
+            skipped = unit - math.gcd(groups * ins, unit) if groups < p.geometry.groups else 0
+            if groups * ins + skipped <= width:
+                return width, groups
+    return max(WALKS), 0
+
+
+def _declines(p: Problem) -> str | None:
+    (KH, KW), g = p.w[2:], p.geometry
+    if p.capability is not None and p.capability[0] != 9:
+        return "it needs the tensor memory accelerator of sm_90"
+    if p.dtype.itemsize > 2 and p.capability is not None:
+        return "it multiplies in float16 or bfloat16"
+    if g.groups == 1 or max(p.channels) > max(WALKS):
+        return f"it takes several groups, of at most {max(WALKS)} channels, in and out"
+    if g.stride != (1, 1) or g.dilation[0] > 1:
+        return "it takes stride 1, and windows whose rows are not dilated"
+    if max(KH, KW) > MOST_TAPS:
+        return f"it takes windows of at most {MOST_TAPS}x{MOST_TAPS}"
+    if g.before[0] >= KH:
+        return "it takes less padding above than the window has rows"
+    if any(shape[1] % tma.unit(p) for shape in (p.x, p.y)):
+        return f"it takes channels in multiples of {tma.unit(p)}"
+    if not _bundle(p)[1]:
+        return (
+            f"it takes groups that {max(WALKS)} channels hold from a multiple of {tma.unit(p)} on"
+        )
+    if max(N * H * W for N, _, H, W in (p.x, p.y)) > tma.MOST_PIXELS:
+        return f"it takes at most {tma.MOST_PIXELS} pixels"
+    return None
+
+
+def _images(p: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Source and result."""
+    return (p.x, p.y) if p.work == "forward" else (p.y, p.x)
+
+
+def _box(m: int, N: int, W: int) -> tuple[int, int]:
+    """Images and columns: the m pixels of which fewest cover a row of all images, the widest."""
+    boxes = [(m // columns, columns) for columns in (2**i for i in range(m.bit_length()))]
+    return min(boxes, key=lambda box: (triton.cdiv(N, box[0]) * triton.cdiv(W, box[1]), box[0]))
+
+
+def _configs(p: Problem) -> tuple[Walk, ...]:
+    (_, _, _, W), (N, _, _, OW) = _images(p)
+    if p.capability is None:
+        m = min(max(triton.next_power_of_2(N * OW), 16), INTERPRETED_BLOCK // _bundle(p)[0])
+        return (Walk(m, 1, 1, 1, 1, 1),)
+    walks = tuple(walk for walk in WALKS[_bundle(p)[0]] if W % walk.columns == 0)
+    # statistics take the registers that a second column does
+    return tuple(sorted(walks, key=lambda walk: walk.columns)) if p.statistics else walks
+
+
+def _prepare(p: Problem, walk: Walk) -> Call:
+    (N, K, H, W), (_, _, OH, OW) = _images(p)
+    (KH, KW), (PH, PW), (_, DW) = p.w[2:], p.geometry.before, p.geometry.dilation
+    (IN, OUT), columns, (width, bundle) = _channels(p), walk.columns, _bundle(p)
+    if p.work == "dgrad":
+        PH, PW = KH - 1 - PH, (KW - 1) * DW - PW
+    box_n, box_w = _box(walk.m, N, triton.cdiv(OW, columns))
+    of_x = tma.descriptor((N, H, W // columns, columns * K), (box_n, 1, box_w, width))
+
+    def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, Tensor]:
+        return of_x(x), w
+
+    lag, tight = KH - 1 - PH, walk.m * columns * width <= 32 * walk.warps * FEW_SUMS
+    # zeros that end one strip begin the next
+    period = max(H, OH, KH - 1) if tight else max(H + PH, OH + lag)
+    strips_w = triton.cdiv(OW, columns * box_w)
+    strips = triton.cdiv(N, box_n) * strips_w
+    bundles = triton.cdiv(p.geometry.groups, bundle)
+    resident = walk.counting if p.statistics else walk.resident
+    most = max(tma.PROGRAMS * resident // bundles, 1)
+    rows_a_walk, lead = triton.cdiv(strips * period, most), PH
+    whole = triton.cdiv(strips, most) * period
+    if whole <= rows_a_walk + lead:  # at the top of strips there is nothing above
+        rows_a_walk, lead = whole, 0
+    walkers = triton.cdiv(strips * period, rows_a_walk)
+    return Call(
+        _conv2d_rows_kernel,
+        walkers * bundles,
+        (N, OH, OW, period, strips_w, strips * period, rows_a_walk, lead),
+        {
+            **{"TRANSPOSED": p.work == "dgrad", "KH": KH, "KW": KW, "PH": PH, "PW": PW, "DW": DW},
+            **{"GROUPS": p.geometry.groups, "BUNDLE": bundle, "IN": IN, "OUT": OUT},
+            "UNIT": tma.unit(p),
+            **p.numbers,
+            **{"WIDTH": width, "BOX_N": box_n, "BOX_W": box_w, "COLUMNS": columns},
+            **{"TIGHT": tight, "STAGES": walk.stages, "num_warps": walk.warps},
+        },
+        parts=walkers,
+        operands=operands,
+    )
+
+
+FORWARD = Family("rows", _declines, _configs, _prepare, until_measured)
+DGRAD = Family("rows", _declines, _configs, _prepare, until_measured)
