@@ -314,10 +314,8 @@ class Walk(NamedTuple):
 # By channels of a bundle.
 WALKS = {
     32: (
-        Walk(64, 2, 4, 2, 3, 2),
-        Walk(64, 1, 4, 3, 4, 3),
         Walk(64, 2, 4, 3, 3, 2),
-        Walk(64, 1, 4, 2, 4, 3),
+        Walk(64, 1, 4, 3, 4, 3),
         Walk(128, 1, 4, 2, 3, 2),
     ),
     64: (
