@@ -160,7 +160,7 @@ def served(p: Problem) -> dispatch.Choice:
         (posed((1, 32, 6, 6), (32, 8, 5, 5), padding=2), "at most 3x3"),
         (posed((1, 32, 6, 6), (32, 8, 3, 3), padding=3), "less padding"),
         (posed((1, 36, 6, 6), (36, 12, 3, 3)), "multiples of 8"),
-        (posed((1, 488, 6, 6), (488, 61, 3, 3)), "from a multiple of 8 on"),
+        (posed((1, 488, 6, 6), (488, 61, 3, 3)), "from each 8th on"),
         (posed((1, 32, 6, 6), (32, 8, 3, 3), dtype=torch.float32), "float16 or bfloat16"),
         (posed((1, 32, 6, 6), (32, 8, 3, 3), capability=(8, 0)), "sm_90"),
         (posed((2**17, 32, 2**7, 2**7), (32, 8, 3, 3)), "pixels"),

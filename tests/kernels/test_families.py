@@ -70,7 +70,7 @@ SHAPES = {
         Shape((3, 40, 4, 6), (40, 4, 2, 5), padding=(0, 2), groups=10),
         Shape((2, 16, 7, 6), (32, 2, 3, 2), padding=(2, 0), dilation=(2, 3), groups=8),
         Shape((2, 40, 3, 6), (40, 4, 3, 3), padding=(1, 1), groups=10),
-        Shape((2, 80, 3, 2), (80, 40, 2, 3), padding=(1, 1), groups=2),
+        Shape((2, 72, 3, 2), (72, 36, 2, 3), padding=(1, 1), groups=2),
     ),
     "padded": (
         Shape((2, 3, 11, 12), (24, 3, 7, 7), (2, 2), (3, 3)),

@@ -510,7 +510,7 @@ TMA = (
     Case(
         "3x3 groups of 40 rows",
         "bf16",
-        conv(320, 320, 3, groups=8, padding=1, grads=""),
+        conv(320, 320, 3, groups=8, padding=1, grads="w"),
         family="rows",
     ),
     Case(

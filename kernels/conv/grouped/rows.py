@@ -31,8 +31,9 @@ from ..._launch import INTERPRETED_BLOCK
 from ...norm.stats import store_sums
 from .. import tma
 from ..epilogue import channel_terms, store_tile
-from ..family import Call, Family, until_measured
+from ..family import Call, Family
 from ..problem import Problem
+from .bundles import MOST_CHANNELS
 from .taps import spoiled
 
 
@@ -332,13 +333,19 @@ def _channels(p: Problem) -> tuple[int, int]:
     return p.channels if p.work == "forward" else p.channels[::-1]
 
 
+def holds(p: Problem, width: int, groups: int, channels: int) -> bool:
+    """Whether a box of `width` channels holds such groups: it begins up to 16 bytes before them."""
+    unit = tma.unit(p)
+    skipped = unit - math.gcd(groups * channels, unit) if groups < p.geometry.groups else 0
+    return groups * channels + skipped <= width
+
+
 def _bundle(p: Problem) -> tuple[int, int]:
-    """Its width, and how many groups; none, where a box does not hold one wherever it begins."""
-    (ins, outs), unit = _channels(p), tma.unit(p)
+    """Its width, and how many groups."""
+    ins, outs = _channels(p)
     for width in WALKS:
         for groups in range(width // max(ins, outs), 0, -1):
-            skipped = unit - math.gcd(groups * ins, unit) if groups < p.geometry.groups else 0
-            if groups * ins + skipped <= width:
+            if holds(p, width, groups, ins):
                 return width, groups
     return max(WALKS), 0
 
@@ -431,5 +438,10 @@ def _prepare(p: Problem, walk: Walk) -> Call:
     )
 
 
-FORWARD = Family("rows", _declines, _configs, _prepare, until_measured)
-DGRAD = Family("rows", _declines, _configs, _prepare, until_measured)
+def _yields(p: Problem) -> bool:
+    """Until it is measured, to what serves as many channels a group well."""
+    return tma.yields(p) or max(p.channels) <= MOST_CHANNELS
+
+
+FORWARD = Family("rows", _declines, _configs, _prepare, _yields)
+DGRAD = Family("rows", _declines, _configs, _prepare, _yields)
