@@ -20,7 +20,9 @@ CASES = {
     "more than one bundle holds, of 12": conv2d_case((2, 48, 3, 4), (48, 12, 3, 3), padding=1),
     "images of one row": conv2d_case((5, 24, 1, 4), (24, 8, 3, 3), padding=1),
     "no padding": conv2d_case((2, 16, 4, 6), (16, 8, 2, 3)),
-    "padding as far as windows reach": conv2d_case((2, 16, 3, 4), (16, 8, 3, 3), padding=2),
+    "padding that windows do not reach across": conv2d_case(
+        (2, 16, 3, 4), (16, 8, 3, 3), padding=(2, 3)
+    ),
     "dilated columns": conv2d_case((2, 16, 3, 8), (16, 4, 2, 3), padding=(0, 2), dilation=(1, 2)),
     "a multiplier of 3": conv2d_case((2, 8, 3, 6), (24, 1, 3, 3), padding=1),
     "1x1": conv2d_case((2, 16, 3, 6), (16, 4, 1, 1)),

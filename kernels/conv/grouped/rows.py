@@ -367,9 +367,7 @@ def _declines(p: Problem) -> str | None:
     if any(shape[1] % tma.unit(p) for shape in (p.x, p.y)):
         return f"it takes channels in multiples of {tma.unit(p)}"
     if not _bundle(p)[1]:
-        return (
-            f"it takes groups that {max(WALKS)} channels hold from a multiple of {tma.unit(p)} on"
-        )
+        return f"it takes groups that {max(WALKS)} channels hold from each {tma.unit(p)}th on"
     if max(N * H * W for N, _, H, W in (p.x, p.y)) > tma.MOST_PIXELS:
         return f"it takes at most {tma.MOST_PIXELS} pixels"
     return None
