@@ -389,9 +389,7 @@ def _configs(p: Problem) -> tuple[Walk, ...]:
     if p.capability is None:
         m = min(max(triton.next_power_of_2(N * OW), 16), INTERPRETED_BLOCK // _bundle(p)[0])
         return (Walk(m, 1, 1, 1, 1, 1),)
-    walks = tuple(walk for walk in WALKS[_bundle(p)[0]] if W % walk.columns == 0)
-    # statistics take the registers that a second column does
-    return tuple(sorted(walks, key=lambda walk: walk.columns)) if p.statistics else walks
+    return tuple(walk for walk in WALKS[_bundle(p)[0]] if W % walk.columns == 0)
 
 
 def _prepare(p: Problem, walk: Walk) -> Call:
@@ -437,8 +435,8 @@ def _prepare(p: Problem, walk: Walk) -> Call:
 
 
 def _yields(p: Problem) -> bool:
-    """Until it is measured, to what serves as many channels a group well."""
-    return tma.yields(p) or max(p.channels) <= MOST_CHANNELS
+    """To grouped, whose bundles a group fills that half fills one here."""
+    return tma.yields(p) or (max(p.channels) <= MOST_CHANNELS < _bundle(p)[0])
 
 
 FORWARD = Family("rows", _declines, _configs, _prepare, _yields)
