@@ -30,8 +30,8 @@ CASES = {
     "10 a group, that start anywhere": conv2d_case((2, 80, 3, 4), (80, 10, 3, 3), padding=1),
 }
 WALKED = {  # strips of 16 pixels
-    "no rows between strips": Walk(16, 1, 1, 1, 1, 1),
-    "two columns": Walk(16, 2, 1, 1, 4, 4),
+    "no rows between strips": Walk(16, 1, 1, 1, 1),
+    "two columns": Walk(16, 2, 1, 1, 4),
 }
 
 
@@ -187,10 +187,9 @@ def test_rows_fill_the_device_and_leave_one_part_a_program(size, channels, work,
     for config in served(p).family.configs(p):
         call = served(p).family.prepare(p, config)
         bundles = -(-groups * channels // width)
-        resident = config.counting if statistics else config.resident
-        assert call.programs == call.parts * bundles <= 132 * resident
+        assert call.programs == call.parts * bundles <= 132 * config.resident
         *_, rows, a_walk, lead = call.sizes
         steps = a_walk + lead + 1  # of a walk: of all of them, hardly more than there must be
         assert rows <= call.parts * a_walk < rows + a_walk
-        assert steps <= 1.35 * max(rows * bundles / (132 * resident), 12)
+        assert steps <= 1.35 * max(rows * bundles / (132 * config.resident), 12)
         assert size % 2 == 0 or config.columns == 1

@@ -308,20 +308,19 @@ class Walk(NamedTuple):
     columns: int  # products beside each other
     warps: int
     stages: int
-    resident: int  # programs that a multiprocessor holds
-    counting: int  # and with statistics
+    resident: int  # programs that a multiprocessor holds, whatever the epilogue
 
 
 # By channels of a bundle.
 WALKS = {
     32: (
-        Walk(64, 2, 4, 3, 3, 2),
-        Walk(64, 1, 4, 3, 4, 3),
-        Walk(128, 1, 4, 2, 3, 2),
+        Walk(64, 2, 4, 3, 2),
+        Walk(64, 1, 4, 3, 3),
+        Walk(128, 1, 4, 2, 2),
     ),
     64: (
-        Walk(64, 1, 4, 2, 2, 2),
-        Walk(128, 1, 8, 2, 1, 1),
+        Walk(64, 1, 4, 2, 2),
+        Walk(128, 1, 8, 2, 1),
     ),
 }
 MOST_TAPS = 3  # of a window, down and across: a program holds the sums of so many rows
@@ -388,7 +387,7 @@ def _configs(p: Problem) -> tuple[Walk, ...]:
     (_, _, _, W), (N, _, _, OW) = _images(p)
     if p.capability is None:
         m = min(max(triton.next_power_of_2(N * OW), 16), INTERPRETED_BLOCK // _bundle(p)[0])
-        return (Walk(m, 1, 1, 1, 1, 1),)
+        return (Walk(m, 1, 1, 1, 1),)
     return tuple(walk for walk in WALKS[_bundle(p)[0]] if W % walk.columns == 0)
 
 
@@ -410,8 +409,7 @@ def _prepare(p: Problem, walk: Walk) -> Call:
     strips_w = triton.cdiv(OW, columns * box_w)
     strips = triton.cdiv(N, box_n) * strips_w
     bundles = triton.cdiv(p.geometry.groups, bundle)
-    resident = walk.counting if p.statistics else walk.resident
-    most = max(tma.PROGRAMS * resident // bundles, 1)
+    most = max(tma.PROGRAMS * walk.resident // bundles, 1)
     rows_a_walk, lead = triton.cdiv(strips * period, most), PH
     whole = triton.cdiv(strips, most) * period
     if whole <= rows_a_walk + lead:  # at the top of strips there is nothing above
