@@ -124,14 +124,6 @@ def _row_sums(x):
 
 
 @triton.jit
-def _thread_sums(x):
-    """x [M, N], with all added up that a thread has of 16 rows of a product: [M / 2, 4]."""
-    x = _row_sums(x)
-    x = x.reshape(x.shape[0] * 8, x.shape[2] // 8, 4, 2)
-    return tl.sum(tl.sum(x, axis=3), axis=1)
-
-
-@triton.jit
 def _finish_row(
     acc, sums, y_ptr, stored, oh, n0, w0, N, OH, OW, c, C, channels, terms, share,
     b_ptr, mean_ptr, residual_ptr, gate_ptr, partial_ptr, ACTIVATION: tl.constexpr,
@@ -140,10 +132,10 @@ def _finish_row(
 ):  # fmt: skip
     """Stores a row of the result, acc [BOX_N * BOX_W, channels], and gives sums with it added."""
     p = tl.arange(0, BOX_N * BOX_W)
-    n, ow = n0 + p // BOX_W, (w0 + p % BOX_W) * COLUMNS + COLUMN
+    n, ow = n0 + p // BOX_W, (w0 + p % BOX_W) * COLUMNS
     stored &= oh < OH
-    rows = (n < N) & (ow < OW) & stored
-    offs = ((tl.cast(n, INDEX) * OH + oh) * OW + ow)[:, None] * C + c[None, :]
+    rows = (n < N) & (ow + COLUMN < OW) & stored
+    offs = ((tl.cast(n, INDEX) * OH + oh) * OW + ow)[:, None] * C + (COLUMN * C + c)[None, :]
     y = store_tile(
         acc, terms, y_ptr, offs, rows[:, None] & channels[None, :],
         b_ptr, mean_ptr, residual_ptr, gate_ptr, ACTIVATION, ACC,
@@ -233,7 +225,7 @@ def _conv2d_rows_kernel(
     span_w = strips_w * BOX_W
     h, n0, w0 = _place(first_row - lead, period, strips_w, BOX_N, BOX_W)
     oh, out_n0, out_w0 = _place(first_row - lead - LAG, period, strips_w, BOX_N, BOX_W)
-    sums, bad = no_sums, _thread_sums(zeros)
+    sums, bad = no_sums, zeros
     acc = (zeros,) * (KH - 1) * COLUMNS  # of KH - 1 rows, COLUMNS beside each other
     for step in tl.range(0, lead + LAG + own_rows, num_stages=STAGES):
         before = ()
@@ -270,7 +262,7 @@ def _conv2d_rows_kernel(
         for column in tl.static_range(COLUMNS):
             row = more[(KH - 1) * COLUMNS + column]
             if partial_ptr is None:
-                bad += _thread_sums(row * 0.0)
+                bad += row * 0.0
             sums = _finish_row(
                 row, sums, y_ptr, step >= lead + LAG, oh, out_n0, out_w0, N, OH, OW,
                 c, C, channels, terms, share, b_ptr, mean_ptr, residual_ptr, gate_ptr, partial_ptr,
