@@ -17,7 +17,6 @@ from tritonconv.conv.problem import Problem, problem_on
 CASES = {
     "8 a group": conv2d_case((3, 32, 5, 6), (32, 8, 3, 3), padding=1),
     "bundles that groups do not fill": conv2d_case((2, 40, 4, 8), (40, 4, 3, 3), padding=1),
-    "more than one bundle holds, of 12": conv2d_case((2, 48, 3, 4), (48, 12, 3, 3), padding=1),
     "images of one row": conv2d_case((5, 24, 1, 4), (24, 8, 3, 3), padding=1),
     "no padding": conv2d_case((2, 16, 4, 6), (16, 8, 2, 3)),
     "padding that windows do not reach across": conv2d_case(
@@ -28,6 +27,15 @@ CASES = {
     "1x1": conv2d_case((2, 16, 3, 6), (16, 4, 1, 1)),
     "36 a group": conv2d_case((2, 72, 3, 4), (72, 36, 3, 3), padding=1),
     "10 a group, that start anywhere": conv2d_case((2, 80, 3, 4), (80, 10, 3, 3), padding=1),
+}
+STRIDED = {
+    "stride 2": conv2d_case((3, 32, 6, 8), (32, 8, 3, 3), padding=1, stride=2),
+    "stride 2, no padding": conv2d_case((2, 16, 6, 8), (16, 8, 3, 3), stride=2),
+    "stride 2 down": conv2d_case((2, 16, 4, 4), (32, 8, 3, 2), padding=(2, 1), stride=(2, 1)),
+    "stride 2 across": conv2d_case(
+        (3, 40, 3, 8), (40, 4, 2, 3), padding=(0, 2), stride=(1, 2), dilation=(1, 2)
+    ),
+    "stride 2, 40 a group": conv2d_case((2, 80, 4, 4), (80, 40, 2, 2), stride=2),
 }
 WALKED = {  # strips of 16 pixels
     "no rows between strips": Walk(16, 1, 1, 1, 1),
@@ -49,10 +57,25 @@ def test_rows_are_exact(name, walk, device, monkeypatch):
     assert_equal([y.detach(), dx], case.expected([x, w, b], dy)[:2])
 
 
-@pytest.mark.parametrize("mean", [0.0, 1e3])
-@pytest.mark.parametrize("size", [(1, 2), (4, 11)])
 @pytest.mark.parametrize("walk", WALKED)
-def test_statistics_of_rows_are_exact(walk, size, mean, device, monkeypatch):
+@pytest.mark.parametrize("name", STRIDED)
+def test_strided_rows_are_exact(name, walk, device, monkeypatch):
+    """Also where something is not finite."""
+    monkeypatch.setattr(tma, "PROGRAMS", 1)
+    case = STRIDED[name]
+    x, w, b = case.tensors(device, torch.float16, integers)
+    for value in (1.0, math.nan):
+        x[1, 1, 2, 1] = value
+        with force_family("rows", WALKED[walk]):
+            y = case.ours(x, w, b)
+        right = case.theirs(*(t.cpu().double() for t in (x, w, b)))
+        torch.testing.assert_close(y.cpu().double(), right, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+@pytest.mark.parametrize(("size", "stride"), [((1, 2), 1), ((4, 11), 1), ((4, 12), 2)])
+@pytest.mark.parametrize("walk", WALKED)
+def test_statistics_of_rows_are_exact(walk, size, stride, mean, device, monkeypatch):
     """Of few pixels and of many, of strips partly beyond the images, far from zero."""
     monkeypatch.setattr(tma, "PROGRAMS", 2)
     if size[1] % WALKED[walk].columns:
@@ -62,11 +85,11 @@ def test_statistics_of_rows_are_exact(walk, size, mean, device, monkeypatch):
         t.to(device, torch.float16) for t in (x, torch.randn(40, 4, 3, 3), torch.randn(40) + mean)
     )
     with force_family("rows", WALKED[walk]):
-        y, found = conv2d_stats(x, w, b, torch.channels_last, (*[1] * 8, 10))
+        y, found = conv2d_stats(x, w, b, torch.channels_last, (stride, stride, *[1] * 6, 10))
     values = y.double().transpose(0, 1).flatten(1)
     expected = torch.stack((values.mean(1), values.var(1, correction=0)))
     torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=3e-6)
-    right = F.conv2d(*(t.double().cpu() for t in (x, w, b)), padding=1, groups=10)
+    right = F.conv2d(*(t.double().cpu() for t in (x, w, b)), stride, 1, groups=10)
     torch.testing.assert_close(y.double().cpu(), right, rtol=2**-10, atol=2**-9)
 
 
@@ -157,7 +180,8 @@ def served(p: Problem) -> dispatch.Choice:
     [
         (posed((1, 32, 5, 5), (32, 32, 3, 3)), "several groups"),
         (posed((1, 144, 5, 5), (144, 72, 3, 3)), "at most 64 channels"),
-        (posed((1, 32, 6, 6), (32, 8, 3, 3), stride=2), "stride 1"),
+        (posed((1, 32, 6, 6), (32, 8, 3, 3), stride=3), "stride 1, or in forward 2"),
+        (posed((1, 32, 6, 6), (32, 8, 1, 1), stride=2), "windows of no less"),
         (posed((1, 32, 6, 6), (32, 8, 3, 3), dilation=2), "not dilated"),
         (posed((1, 32, 6, 6), (32, 8, 5, 5), padding=2), "at most 3x3"),
         (posed((1, 32, 6, 6), (32, 8, 3, 3), padding=3), "less padding"),
@@ -173,6 +197,15 @@ def test_rows_tell_what_they_do_not_serve(p, reason):
     for work in ("forward", "dgrad"):
         with pytest.raises(RuntimeError, match=reason):
             served(p._replace(work=work))
+
+
+def test_strided_rows_have_no_dgrad_and_want_whole_steps():
+    p = posed((1, 32, 6, 6), (32, 8, 3, 3), stride=2)
+    assert served(p).family.name == "rows"
+    with pytest.raises(RuntimeError, match="in forward 2"):
+        served(p._replace(work="dgrad"))
+    with pytest.raises(RuntimeError, match="sizes the stride divides"):
+        served(posed((1, 32, 6, 7), (32, 8, 3, 3), stride=2))
 
 
 @pytest.mark.parametrize("statistics", [False, True])

@@ -514,6 +514,12 @@ TMA = (
         family="rows",
     ),
     Case(
+        "3x3/2 groups of 8 rows",
+        "bf16",
+        conv(256, 256, 3, groups=32, stride=2, padding=1, grads=""),
+        family="rows",
+    ),
+    Case(
         "3x3 groups of 4 rows wide",
         "fp16",
         wide(conv(128, 128, 3, groups=32, padding=1, grads="")),

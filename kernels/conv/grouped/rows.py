@@ -1,7 +1,8 @@
-"""Grouped convolution of stride 1, and its gradient with respect to its input, as a walk down rows,
-by the tensor memory accelerator.
+"""Grouped convolution of stride 1 or 2, and its gradient with respect to its input, of stride 1, as
+a walk down rows, by the tensor memory accelerator.
 
-    y[n, oh, ow, o] = sum_{kh, kw, c} x[n, oh - PH + kh, ow - PW + kw*DW, c] * w[o, kh, kw, c]
+    y[n, oh, ow, o] = sum_{kh, kw, c}
+        x[n, oh*SH - PH + kh, ow*SW - PW + kw*DW, c] * w[o, kh, kw, c]
     dx[n, h, w, c] = sum_{kh, kw, o} dy[n, h + PH - kh, w + PW - kw*DW, o] * w[o, kh, kw, c]
         where c is of o's group
 
@@ -11,9 +12,9 @@ with a group's channels exchanged: below, a source of IN channels a group makes 
 A program owns the channels of BUNDLE neighbouring groups, whose weights it keeps in shared memory:
 of each tap a tile with the groups' blocks on its diagonal and zeros beside them.  It walks down one
 strip of the result after another: BOX_W columns of BOX_N images, each COLUMNS-th, and those beside
-them.  In a step it loads a row of the source, once for each column of it that windows see, and adds
-it to the KH rows of the result that it reaches; the first of these is then complete.  Statistics
-are sums about the first row's mean over all that a program walks over.
+them.  In a step it loads SH rows of the source, once for each column of it that windows see, and
+adds them to the ROWS rows of the result that they reach; the first of these is then complete.
+Statistics are sums about the first row's mean over all that a program walks over.
 
 Of zeros beside the blocks, what is not finite makes NaN in every group of the bundle: a program
 that finds some walks once more, and multiplies each group by itself.
@@ -90,29 +91,35 @@ def _next(h, n0, w0, period, span_w, BOX_N: tl.constexpr, BOX_W: tl.constexpr):
 
 @triton.jit
 def _load(
-    x_desc, n0, h, w0, w, k, K: tl.constexpr, COLUMNS: tl.constexpr,
+    x_desc, n0, h, down, w0, right, k, K: tl.constexpr, SH: tl.constexpr, PITCH: tl.constexpr,
     PIXELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Each COLUMNS-th pixel from w0 * COLUMNS + w on; x as [N, H, W / COLUMNS, COLUMNS * K]."""
-    if COLUMNS > 1:
-        beside = (w % COLUMNS + COLUMNS) % COLUMNS  # of what is negative, too
-        w0 += (w - beside) // COLUMNS
+    """Each PITCH-th pixel of row h * SH + down, from w0 * PITCH + right on.
+
+    x as [N, H / SH, SH, W / PITCH, PITCH * K], without SH where that is 1.
+    """
+    if PITCH > 1:
+        beside = (right % PITCH + PITCH) % PITCH  # of what is negative, too
+        w0 += (right - beside) // PITCH
         k += beside * K
     else:
-        w0 += w
-    return x_desc.load([n0, h, w0, k]).reshape(PIXELS, WIDTH)
+        w0 += right
+    if SH > 1:
+        below = (down % SH + SH) % SH
+        return x_desc.load([n0, h + (down - below) // SH, below, w0, k]).reshape(PIXELS, WIDTH)
+    else:
+        return x_desc.load([n0, h + down, w0, k]).reshape(PIXELS, WIDTH)
 
 
 @triton.jit
 def _add(
-    total, x_tile, w_tiles, TAP: tl.constexpr, RIGHT: tl.constexpr,
+    total, x_tile, w_tiles, DOWN: tl.constexpr, RIGHT: tl.constexpr, KH: tl.constexpr,
     KW: tl.constexpr, DW: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """total, and what pixels add to it that lie RIGHT columns from where their windows begin."""
-    if RIGHT >= 0 and RIGHT % DW == 0 and RIGHT // DW < KW:
-        return tl.dot(
-            x_tile, w_tiles[TAP + RIGHT // DW], total, input_precision=PRECISION, out_dtype=ACC
-        )
+    """total, and what pixels add to it that lie so far down and right of where windows begin."""
+    if DOWN >= 0 and DOWN < KH and RIGHT >= 0 and RIGHT % DW == 0 and RIGHT // DW < KW:
+        w_tile = w_tiles[DOWN * KW + RIGHT // DW]
+        return tl.dot(x_tile, w_tile, total, input_precision=PRECISION, out_dtype=ACC)
     else:
         return total
 
@@ -156,20 +163,20 @@ def _finish_row(
 
 @triton.jit
 def _group_by_group(
-    x_desc, w_ptr, h, n0, w0, w, DW, first, k0,
+    x_desc, w_ptr, n0, h, down, w0, right, DW, first, k0,
     GROUPS: tl.constexpr, BUNDLE: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr,
+    SH: tl.constexpr, PITCH: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """A row of the result, where something is not finite: of windows from (h, w) on."""
+    """A row of the result, where something is not finite; windows begin where _load would."""
     skipped = first * IN - k0
     k_group = _groups(tl.arange(0, WIDTH) - skipped, first, GROUPS, BUNDLE, IN)
     n_group = _groups(tl.arange(0, WIDTH), first, GROUPS, BUNDLE, OUT)
     row = tl.zeros((PIXELS, WIDTH), ACC)
     for tap in tl.range(0, KH * KW, num_stages=1):
         x_tile = _load(
-            x_desc, n0, h + tap // KW, w0, w + tap % KW * DW, k0, GROUPS * IN, COLUMNS,
+            x_desc, n0, h, down + tap // KW, w0, right + tap % KW * DW, k0, GROUPS * IN, SH, PITCH,
             PIXELS, WIDTH,
         )  # fmt: skip
         w_tile = _weights(
@@ -190,7 +197,8 @@ def _conv2d_rows_kernel(
     N, OH, OW, period, strips_w, rows, rows_a_walk, lead,
     b_ptr, mean_ptr, var_ptr, scale_ptr, shift_ptr, residual_ptr, gate_ptr, partial_ptr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, TRANSPOSED: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DW: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, DW: tl.constexpr,
     GROUPS: tl.constexpr, BUNDLE: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     WIDTH: tl.constexpr, BOX_N: tl.constexpr, BOX_W: tl.constexpr, COLUMNS: tl.constexpr,
@@ -200,7 +208,10 @@ def _conv2d_rows_kernel(
     TIGHT: no rows of zeros are between strips.
     """
     PIXELS: tl.constexpr = BOX_N * BOX_W
-    LAG: tl.constexpr = KH - 1 - PH  # rows from one that is complete to what completed it
+    # SH rows of the source reach from so many rows of the result below to so many above
+    AHEAD: tl.constexpr = (SH - 1 + PH) // SH
+    LAG: tl.constexpr = (KH - 1 - PH) // SH
+    ROWS: tl.constexpr = AHEAD + 1 + LAG
     bundles = tl.cdiv(GROUPS, BUNDLE)
     walker, first = tl.program_id(0) // bundles, tl.program_id(0) % bundles * BUNDLE
     k0 = first * IN // UNIT * UNIT  # boxes are aligned
@@ -226,45 +237,50 @@ def _conv2d_rows_kernel(
     h, n0, w0 = _place(first_row - lead, period, strips_w, BOX_N, BOX_W)
     oh, out_n0, out_w0 = _place(first_row - lead - LAG, period, strips_w, BOX_N, BOX_W)
     sums, bad = no_sums, zeros
-    acc = (zeros,) * (KH - 1) * COLUMNS  # of KH - 1 rows, COLUMNS beside each other
+    acc = (zeros,) * (ROWS - 1) * COLUMNS  # of rows that are open, COLUMNS beside each other
     for step in tl.range(0, lead + LAG + own_rows, num_stages=STAGES):
         before = ()
-        for kh in tl.static_range(KH):
+        for row in tl.static_range(ROWS):
             for column in tl.static_range(COLUMNS):
-                if kh == 0:
+                if row == 0:
                     before += (zeros,)
-                elif TIGHT and kh <= PH:  # a strip's first rows, from the end of the one before
-                    before += (tl.where(h == 0, 0.0, acc[(kh - 1) * COLUMNS + column]),)
+                elif TIGHT and row <= AHEAD:  # a strip's first, from the end of the one before
+                    before += (tl.where(h == 0, 0.0, acc[(row - 1) * COLUMNS + column]),)
                 else:  # not as it is: ptxas would move it while its product is under way
-                    before += (acc[(kh - 1) * COLUMNS + column] + 0.0,)
+                    before += (acc[(row - 1) * COLUMNS + column] + 0.0,)
         total = before
-        for w in tl.static_range(-PW, COLUMNS - PW + (KW - 1) * DW):
-            x_tile = _load(x_desc, n0, h, w0, w, k0, GROUPS * IN, COLUMNS, PIXELS, WIDTH)
-            more = ()
-            for kh in tl.static_range(KH):
-                for column in tl.static_range(COLUMNS):
-                    more += (
-                        _add(
-                            total[kh * COLUMNS + column], x_tile, w_tiles, kh * KW,
-                            w + PW - column, KW, DW, PRECISION, ACC,
-                        ),
-                    )  # fmt: skip
-            total = more
+        for down in tl.static_range(SH):
+            for right in tl.static_range(-PW, SW * (COLUMNS - 1) - PW + (KW - 1) * DW + 1):
+                x_tile = _load(
+                    x_desc, n0, h, down, w0, right, k0, GROUPS * IN, SH, SW * COLUMNS,
+                    PIXELS, WIDTH,
+                )  # fmt: skip
+                more = ()
+                for row in tl.static_range(ROWS):
+                    for column in tl.static_range(COLUMNS):
+                        more += (
+                            _add(
+                                total[row * COLUMNS + column], x_tile, w_tiles,
+                                down + PH - (AHEAD - row) * SH, right + PW - column * SW,
+                                KH, KW, DW, PRECISION, ACC,
+                            ),
+                        )  # fmt: skip
+                total = more
         more = ()
-        for kh in tl.static_range(KH):
+        for row in tl.static_range(ROWS):
             for column in tl.static_range(COLUMNS):
-                row = total[kh * COLUMNS + column]
-                if TIGHT and kh > PH:  # the last rows of the strip before, which end above this one
-                    row = tl.where(h < kh - PH, before[kh * COLUMNS + column], row)
-                more += (row,)
-        acc = more[: (KH - 1) * COLUMNS]
+                tile = total[row * COLUMNS + column]
+                if TIGHT and row > AHEAD:  # the last of the strip before, which end above this one
+                    tile = tl.where(h < row - AHEAD, before[row * COLUMNS + column], tile)
+                more += (tile,)
+        acc = more[: (ROWS - 1) * COLUMNS]
 
         for column in tl.static_range(COLUMNS):
-            row = more[(KH - 1) * COLUMNS + column]
+            tile = more[(ROWS - 1) * COLUMNS + column]
             if partial_ptr is None:
-                bad += row * 0.0
+                bad += tile * 0.0
             sums = _finish_row(
-                row, sums, y_ptr, step >= lead + LAG, oh, out_n0, out_w0, N, OH, OW,
+                tile, sums, y_ptr, step >= lead + LAG, oh, out_n0, out_w0, N, OH, OW,
                 c, C, channels, terms, share, b_ptr, mean_ptr, residual_ptr, gate_ptr, partial_ptr,
                 ACTIVATION, ACC, INDEX, BOX_N, BOX_W, COLUMNS, column,
             )  # fmt: skip
@@ -276,13 +292,13 @@ def _conv2d_rows_kernel(
         oh, n0, w0 = _place(first_row, period, strips_w, BOX_N, BOX_W)
         for _ in tl.range(0, own_rows, num_stages=1):
             for column in tl.static_range(COLUMNS):
-                row = _group_by_group(
-                    x_desc, w_ptr, oh - PH, n0, w0, column - PW, DW, first, k0,
+                tile = _group_by_group(
+                    x_desc, w_ptr, n0, oh, -PH, w0, column * SW - PW, DW, first, k0,
                     GROUPS, BUNDLE, IN, OUT, KH, KW, TRANSPOSED, PRECISION, ACC, INDEX,
-                    WIDTH, COLUMNS, PIXELS,
+                    SH, SW * COLUMNS, PIXELS, WIDTH,
                 )  # fmt: skip
                 sums = _finish_row(
-                    row, sums, y_ptr, True, oh, n0, w0, N, OH, OW,
+                    tile, sums, y_ptr, True, oh, n0, w0, N, OH, OW,
                     c, C, channels, terms, share, b_ptr, mean_ptr, residual_ptr, gate_ptr,
                     partial_ptr, ACTIVATION, ACC, INDEX, BOX_N, BOX_W, COLUMNS, column,
                 )  # fmt: skip
@@ -315,6 +331,13 @@ WALKS = {
         Walk(128, 1, 8, 2, 1),
     ),
 }
+STRIDED = {
+    32: (
+        Walk(64, 1, 4, 2, 3),
+        Walk(64, 1, 4, 3, 2),
+    ),
+    64: (Walk(64, 1, 4, 2, 1),),
+}
 MOST_TAPS = 3  # of a window, down and across: a program holds the sums of so many rows
 FEW_SUMS = 16  # of a row, in a thread: with no more, it has registers for strips without a gap
 
@@ -342,17 +365,20 @@ def _bundle(p: Problem) -> tuple[int, int]:
 
 
 def _declines(p: Problem) -> str | None:
-    (KH, KW), g = p.w[2:], p.geometry
+    (KH, KW), (H, W), g = p.w[2:], p.x[2:], p.geometry
+    SH, SW = g.stride
     if p.capability is not None and p.capability[0] != 9:
         return "it needs the tensor memory accelerator of sm_90"
     if p.dtype.itemsize > 2 and p.capability is not None:
         return "it multiplies in float16 or bfloat16"
     if g.groups == 1 or max(p.channels) > max(WALKS):
         return f"it takes several groups, of at most {max(WALKS)} channels, in and out"
-    if g.stride != (1, 1) or g.dilation[0] > 1:
-        return "it takes stride 1, and windows whose rows are not dilated"
-    if max(KH, KW) > MOST_TAPS:
-        return f"it takes windows of at most {MOST_TAPS}x{MOST_TAPS}"
+    if max(KH, KW) > MOST_TAPS or g.dilation[0] > 1:
+        return f"it takes windows of at most {MOST_TAPS}x{MOST_TAPS}, whose rows are not dilated"
+    if max(SH, SW) > 1 and (p.work == "dgrad" or max(SH, SW) > 2 or SH > KH or SW > KW):
+        return "it takes stride 1, or in forward 2, and windows of no less"
+    if H % SH or W % SW:
+        return "it takes images whose sizes the stride divides"
     if g.before[0] >= KH:
         return "it takes less padding above than the window has rows"
     if any(shape[1] % tma.unit(p) for shape in (p.x, p.y)):
@@ -380,29 +406,36 @@ def _configs(p: Problem) -> tuple[Walk, ...]:
     if p.capability is None:
         m = min(max(triton.next_power_of_2(N * OW), 16), INTERPRETED_BLOCK // _bundle(p)[0])
         return (Walk(m, 1, 1, 1, 1),)
-    return tuple(walk for walk in WALKS[_bundle(p)[0]] if W % walk.columns == 0)
+    walks = STRIDED if max(p.geometry.stride) > 1 else WALKS
+    return tuple(w for w in walks[_bundle(p)[0]] if W % (p.geometry.stride[1] * w.columns) == 0)
 
 
 def _prepare(p: Problem, walk: Walk) -> Call:
     (N, K, H, W), (_, _, OH, OW) = _images(p)
-    (KH, KW), (PH, PW), (_, DW) = p.w[2:], p.geometry.before, p.geometry.dilation
-    (IN, OUT), columns, (width, bundle) = _channels(p), walk.columns, _bundle(p)
+    (KH, KW), (SH, SW), (PH, PW) = p.w[2:], p.geometry.stride, p.geometry.before
+    (IN, OUT), (_, DW), (width, bundle) = _channels(p), p.geometry.dilation, _bundle(p)
     if p.work == "dgrad":
         PH, PW = KH - 1 - PH, (KW - 1) * DW - PW
-    box_n, box_w = _box(walk.m, N, triton.cdiv(OW, columns))
-    of_x = tma.descriptor((N, H, W // columns, columns * K), (box_n, 1, box_w, width))
+    box_n, box_w = _box(walk.m, N, triton.cdiv(OW, walk.columns))
+    pitch = SW * walk.columns
+    if SH == 1:
+        of_x = tma.descriptor((N, H, W // pitch, pitch * K), (box_n, 1, box_w, width))
+    else:
+        shape = N, H // SH, SH, W // pitch, pitch * K
+        of_x = tma.descriptor(shape, (box_n, 1, 1, box_w, width))
 
     def operands(x: Tensor, w: Tensor) -> tuple[TensorDescriptor, Tensor]:
         return of_x(x), w
 
-    lag, tight = KH - 1 - PH, walk.m * columns * width <= 32 * walk.warps * FEW_SUMS
-    # zeros that end one strip begin the next
-    period = max(H, OH, KH - 1) if tight else max(H + PH, OH + lag)
-    strips_w = triton.cdiv(OW, columns * box_w)
+    ahead, lag = (SH - 1 + PH) // SH, (KH - 1 - PH) // SH
+    tight = walk.m * walk.columns * width <= 32 * walk.warps * FEW_SUMS
+    # of zeros, those that end one strip begin the next
+    period = max(H // SH, OH, ahead + lag) if tight else max(H // SH + ahead, OH + lag)
+    strips_w = triton.cdiv(OW, walk.columns * box_w)
     strips = triton.cdiv(N, box_n) * strips_w
     bundles = triton.cdiv(p.geometry.groups, bundle)
     most = max(tma.PROGRAMS * walk.resident // bundles, 1)
-    rows_a_walk, lead = triton.cdiv(strips * period, most), PH
+    rows_a_walk, lead = triton.cdiv(strips * period, most), ahead
     whole = triton.cdiv(strips, most) * period
     if whole <= rows_a_walk + lead:  # at the top of strips there is nothing above
         rows_a_walk, lead = whole, 0
@@ -412,11 +445,12 @@ def _prepare(p: Problem, walk: Walk) -> Call:
         walkers * bundles,
         (N, OH, OW, period, strips_w, strips * period, rows_a_walk, lead),
         {
-            **{"TRANSPOSED": p.work == "dgrad", "KH": KH, "KW": KW, "PH": PH, "PW": PW, "DW": DW},
+            **{"TRANSPOSED": p.work == "dgrad", "KH": KH, "KW": KW, "SH": SH, "SW": SW},
+            **{"PH": PH, "PW": PW, "DW": DW},
             **{"GROUPS": p.geometry.groups, "BUNDLE": bundle, "IN": IN, "OUT": OUT},
             "UNIT": tma.unit(p),
             **p.numbers,
-            **{"WIDTH": width, "BOX_N": box_n, "BOX_W": box_w, "COLUMNS": columns},
+            **{"WIDTH": width, "BOX_N": box_n, "BOX_W": box_w, "COLUMNS": walk.columns},
             **{"TIGHT": tight, "STAGES": walk.stages, "num_warps": walk.warps},
         },
         parts=walkers,
