@@ -108,8 +108,8 @@ def test_rows_keep_in_their_group_what_is_not_finite(channels, value, walk, devi
     monkeypatch.setattr(tma, "PROGRAMS", 1)
     ins, outs = channels
     groups = 8 if ins < 36 else 2
-    shapes = (2, groups * ins, 5, 4), (groups * outs, ins, 3, 3), (2, groups * outs, 5, 4)
-    places = (1, ins, 3, 2), (outs, ins - 1, 1, 1), (0, 2 * outs - 1, 2, 2)  # in the second group
+    shapes = (2, groups * ins, 3, 4), (groups * outs, ins, 3, 3), (2, groups * outs, 3, 4)
+    places = (1, ins, 2, 2), (outs, ins - 1, 1, 1), (0, 2 * outs - 1, 2, 2)  # in the second group
     for operand, place in enumerate(places):
         given = [torch.randint(1, 3, shape).double() for shape in shapes]
         given[operand][place] = value
@@ -129,9 +129,9 @@ def test_rows_keep_in_their_group_what_is_not_finite(channels, value, walk, devi
 def test_rows_conv_bn_relu_equals_torch(training, value, device, monkeypatch):
     """Statistics, batch norm, residual and gate, also of walks that are taken group by group."""
     monkeypatch.setattr(tma, "PROGRAMS", 1)
-    x, w = torch.randn(2, 16, 7, 6).double(), torch.randn(16, 4, 3, 3).double()
-    residual, scale = torch.randn(2, 16, 7, 6).double(), torch.randn(16).double()
-    x[0, 5, 3, 3] = value
+    x, w = torch.randn(2, 16, 4, 3).double(), torch.randn(16, 4, 3, 3).double()
+    residual, scale = torch.randn(2, 16, 4, 3).double(), torch.randn(16).double()
+    x[0, 5, 3, 2] = value
     running = torch.zeros(16).double(), torch.ones(16).double()
 
     def theirs(x, scale, residual):
