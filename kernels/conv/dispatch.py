@@ -35,6 +35,8 @@ from .general.wgrad import WGRAD as GENERAL_WGRAD
 from .geometry import from_flat
 from .grouped.dgrad import DGRAD as GROUPED_DGRAD
 from .grouped.forward import FORWARD as GROUPED_FORWARD
+from .grouped.rows import DGRAD as ROWS_DGRAD
+from .grouped.rows import FORWARD as ROWS_FORWARD
 from .grouped.rows_wgrad import WGRAD as ROWS_WGRAD
 from .grouped.wgrad import WGRAD as GROUPED_WGRAD
 from .precision import input_precision
@@ -57,6 +59,7 @@ FAMILIES = {
         COLUMNS_FORWARD,
         TOEPLITZ_FORWARD,
         DEPTHWISE_FORWARD,
+        ROWS_FORWARD,
         GROUPED_FORWARD,
         PADDED_FORWARD,
         STEM_FORWARD,
@@ -69,6 +72,7 @@ FAMILIES = {
         COLUMNS_DGRAD,
         TOEPLITZ_DGRAD,
         DEPTHWISE_DGRAD,
+        ROWS_DGRAD,
         GROUPED_DGRAD,
         CELLS_DGRAD,
         STREAM_DGRAD,

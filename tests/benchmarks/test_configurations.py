@@ -35,7 +35,7 @@ def of(results: dict, configurations: dict[str, dict[str, float]]) -> dict:
     return copy.deepcopy(results) | {"configurations": configurations}
 
 
-NEWER = {"columns", "cells", "toeplitz"}  # families that the record does not know
+NEWER = {"columns", "cells", "rows", "toeplitz"}  # families that the record does not know
 
 
 def unmeasured(found: regret.Regret) -> list:
@@ -48,7 +48,7 @@ def test_first_guesses_lose_little(recorded):
     assert len(found.guess) == 84
     assert {dispatch.guessed(p)[0].name for p in unmeasured(found)} == NEWER
     mean, worst = regret.mean_and_worst(found.guess.values())
-    assert mean < 1.008
+    assert mean < 1.009
     assert worst < 1.107
     tables = {}
     for p, found in times(recorded).items():

@@ -36,6 +36,7 @@ TMA_KERNELS = {
     "conv2d_boxes",
     "conv2d_boxes_sums",
     "conv2d_boxes_wgrad",
+    "conv2d_rows",
     "conv2d_rows_wgrad",
     "conv2d_toeplitz",
     "conv2d_toeplitz_wgrad",
@@ -565,9 +566,26 @@ TMA = (
     ),
     *(
         Case(f"3x3 groups of {c} rows", dtype, call, family="rows")
-        for c in (4, 32)
-        for dtype in ("fp16", "bf16")
-        for call in (conv(32 * c, 32 * c, 3, groups=32, padding=1, grads="w"),)
+        for c, dtype, grads in ((4, "fp16", "xw"), (32, "bf16", "w"))
+        for call in (conv(32 * c, 32 * c, 3, groups=32, padding=1, grads=grads),)
+    ),
+    Case(
+        "3x3 groups of 40 rows",
+        "bf16",
+        conv(320, 320, 3, groups=8, padding=1, grads="w"),
+        family="rows",
+    ),
+    Case(
+        "3x3/2 groups of 8 rows",
+        "bf16",
+        conv(256, 256, 3, groups=32, stride=2, padding=1, grads=""),
+        family="rows",
+    ),
+    Case(
+        "3x3 groups of 4 rows wide",
+        "fp16",
+        wide(conv(128, 128, 3, groups=32, padding=1, grads="")),
+        family="rows",
     ),
     toeplitz("fp16", 31, 64, size=56, images=64),
     toeplitz("bf16", 31, 64, grads="x"),
@@ -610,6 +628,16 @@ TMA = (
             ("3x3 256 boxes", "boxes", (256, 256, 3)),
         )
         for name, call in epilogues(*shape, undoes=family != "stream").items()
+    ),
+    *(
+        Case(
+            f"3x3 groups of 4 rows {name}",
+            "fp16",
+            call,
+            plain="3x3 groups of 4 rows",
+            family="rows",
+        )
+        for name, call in epilogues(128, 128, 3, groups=32).items()
     ),
     *with_activations("1x1 64-128 stream", "fp16", 64, 128, 1, family="stream"),
     *with_activations("1x1 256-512 gemm", "fp16", 256, 512, 1, family="gemm"),

@@ -117,6 +117,6 @@ def _narrow_offsets(binary: CompiledKernel) -> int:
 def _tile(arguments: dict) -> str:
     blocks = [value for name, value in arguments.items() if name.startswith(("ROWS", "BLOCK"))]
     if "BLOCK_M" not in arguments and "BOX_N" in arguments:
-        blocks.insert(0, math.prod(arguments[f"BOX_{axis}"] for axis in "NHW"))
+        blocks.insert(0, math.prod(arguments.get(f"BOX_{axis}", 1) for axis in "NHW"))
     stages = f" s{arguments['STAGES']}" if "STAGES" in arguments else ""
     return f"{'x'.join(map(str, blocks))} w{arguments.get('num_warps', 4)}{stages}"

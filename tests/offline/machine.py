@@ -73,19 +73,27 @@ def parse(listing: str) -> Code:
 
 
 def inner_loop(code: Code) -> Code:
-    """The shortest loop with matrix instructions, or else with global loads; without one, all of code.
+    """Of innermost loops with matrix instructions that with most of them, or else the shortest with
+    global loads; without one, all of code.
 
     Where more matrix instructions are outside of loops than in that, it is not the loop that counts,
     which was unrolled: then what is outside of loops.
     """
-    spans = _loops(code)
-    loops = sorted((code[start : end + 1] for start, end in spans), key=len)
+    spans = sorted(_loops(code), key=lambda span: span[1] - span[0])
     outside = [i for n, i in enumerate(code) if not any(start <= n <= end for start, end in spans)]
     for names in (MATRIX, LOADS):
-        for loop in loops:
-            if any(i.name in names for i in loop):
-                return max((loop, outside), key=lambda part: sum(i.name in MATRIX for i in part))
+        loops = []
+        for start, end in spans:
+            within = any(start <= other and last <= end for other, last, _ in loops)
+            if not within and any(i.name in names for i in code[start : end + 1]):
+                loops.append((start, end, code[start : end + 1]))
+        if loops:
+            return max((*(loop for _, _, loop in loops), outside), key=_matrix_instructions)
     return code
+
+
+def _matrix_instructions(code: Code) -> int:
+    return sum(i.name in MATRIX for i in code)
 
 
 def _loops(code: Code) -> list[tuple[int, int]]:

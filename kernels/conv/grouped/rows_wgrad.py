@@ -23,8 +23,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ... import _split
 from .. import tma
-from ..family import Call, Family, until_measured
+from ..family import Call, Family
 from ..problem import Problem
+from .bundles import MOST_CHANNELS
+from .rows import holds
 
 WIDTH = 64  # channels of a bundle, in and out: rows of 128 bytes, and an instruction's output
 MOST_COLUMNS = 5  # of a window: a program holds the sums of a row
@@ -37,6 +39,7 @@ def _conv2d_rows_wgrad_kernel(
     dy_desc, x_desc, dw_ptr,  # dy [OH, OW, N, CO], x [H, W, N, C], dw [splits, CO, KH, KW, CG]
     OH, OW, KH, PH, PW, DH, DW, GROUPS, boxes, boxes_a_split,
     KW: tl.constexpr, CG: tl.constexpr, COG: tl.constexpr, BUNDLE: tl.constexpr,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +53,8 @@ def _conv2d_rows_wgrad_kernel(
     tl.assume(trips > 0)
     ow, oh = box % OW, box // OW % OH
     n = box // (OW * OH) * BLOCK_K
-    c0, o0 = group * CG, group * COG
+    # boxes are aligned
+    c0, o0 = group * CG // UNIT * UNIT, group * COG // UNIT * UNIT
 
     acc = (tl.zeros((WIDTH, WIDTH), ACC),) * KW
     for _ in tl.range(0, trips, num_stages=STAGES):
@@ -70,11 +74,11 @@ def _conv2d_rows_wgrad_kernel(
         oh = tl.where(image_done, 0, oh)
         n += tl.where(image_done, BLOCK_K, 0)
 
-    o, c = tl.arange(0, WIDTH), tl.arange(0, WIDTH)
-    inside = tl.minimum(GROUPS - group, BUNDLE)
+    o, c = o0 + tl.arange(0, WIDTH), c0 + tl.arange(0, WIDTH)
+    last = tl.minimum(GROUPS, group + BUNDLE)
     mask = (o // COG)[:, None] == (c // CG)[None, :]
-    mask &= (o < inside * COG)[:, None] & (c < inside * CG)[None, :]
-    row = tl.cast(split, INDEX) * (GROUPS * COG) + o0 + o
+    mask &= ((o >= group * COG) & (o < last * COG))[:, None]
+    row = tl.cast(split, INDEX) * (GROUPS * COG) + o
     for kw in tl.static_range(KW):
         column = (kh * KW + kw) * CG + c % CG
         tl.store(dw_ptr + (row[:, None] * (KH * KW * CG) + column[None, :]), acc[kw], mask=mask)
@@ -91,22 +95,27 @@ ROWS = (Rows(64, 4, 2, 3), Rows(32, 4, 3, 3), Rows(64, 4, 3, 2))
 
 
 def _bundle(p: Problem) -> int:
-    """How many groups: a power of two, which keeps rows aligned."""
+    """How many groups, a power of two: zero, where a box does not hold one."""
     most = min(WIDTH // max(p.channels), triton.next_power_of_2(p.geometry.groups))
-    return 2 ** (most.bit_length() - 1)
+    fitting = (
+        n
+        for n in (2**i for i in range(most.bit_length()))
+        if all(holds(p, WIDTH, n, channels) for channels in p.channels)
+    )
+    return max(fitting, default=0)
 
 
 def _declines(p: Problem) -> str | None:
-    if p.geometry.groups == 1 or max(p.channels) > WIDTH // 2:
-        return f"it takes several groups, of at most {WIDTH // 2} channels, in and out"
+    if p.geometry.groups == 1 or max(p.channels) > WIDTH:
+        return f"it takes several groups, of at most {WIDTH} channels, in and out"
     if p.geometry.stride != (1, 1):
         return "it takes stride 1"
     if p.w[3] > MOST_COLUMNS:
         return f"it takes windows of at most {MOST_COLUMNS} columns"
     if p.dtype.itemsize > 2 and p.capability is not None:
         return "it multiplies in float16 or bfloat16"
-    if any(_bundle(p) * channels % tma.unit(p) for channels in p.channels):
-        return f"it takes bundles of groups of multiples of {tma.unit(p)} channels"
+    if not _bundle(p):
+        return f"it takes groups that {WIDTH} channels hold from each {tma.unit(p)}th on"
     whole = p.geometry._replace(groups=1)
     return tma.declines(p._replace(w=(p.w[0], p.x[1], *p.w[2:]), geometry=whole))
 
@@ -136,6 +145,7 @@ def _prepare(p: Problem, rows: Rows) -> Call:
         (OH, OW, KH, *g.before, *g.dilation, g.groups, boxes, boxes_a_split),
         {
             **{"KW": KW, "CG": CG, "COG": p.channels[1], "BUNDLE": _bundle(p)},
+            "UNIT": tma.unit(p),
             **p.numbers,
             "INDEX": p.index_of(splits * math.prod(p.w)),
             **{"WIDTH": WIDTH, "BLOCK_K": rows.k, "STAGES": rows.stages},
@@ -146,4 +156,10 @@ def _prepare(p: Problem, rows: Rows) -> Call:
     )
 
 
-WGRAD = Family("rows", _declines, _configs, _prepare, until_measured)
+def _yields(p: Problem) -> bool:
+    """Until it is measured, to what takes as many channels a group well; and of few images."""
+    few = p.x[0] < min(rows.k for rows in ROWS)
+    return tma.yields(p) or max(p.channels) <= MOST_CHANNELS or few
+
+
+WGRAD = Family("rows", _declines, _configs, _prepare, _yields)
