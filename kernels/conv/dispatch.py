@@ -304,7 +304,7 @@ def takes_sums(
         "dgrad", tuple(x_shape), w.shape, dy.shape, tuple(geometry), dy.dtype, input_precision(dy),
         dy.device, forced, True,
     )  # fmt: skip
-    takes = choice.family.sums is not None and choice.call.parts <= MOST_PARTS
+    takes = choice.family.undoes is not None and choice.call.parts <= MOST_PARTS
     return choice if takes else None
 
 
@@ -319,7 +319,7 @@ def undone(
     partial = _split.partial_sums(call.parts, sums)
     given = nhwc(c), z, *map(row, vectors), partial
     args = *call.operands(nhwc(dy), nhwc(w)), g, *call.sizes, *given, eps, activation
-    start(choice.family.sums, call.programs, args, (g, z, partial), call.constants, choice)
+    start(choice.family.undoes, call.programs, args, (g, z, partial), call.constants, choice)
     return g, z, _split.add_splits(partial, sums)
 
 

@@ -46,5 +46,5 @@ class Family(NamedTuple):
     configs: Callable[[Problem], Sequence[Config]]  # all worth trying, the best guess first
     prepare: Callable[[Problem, Config], Call]
     yields: Callable[[Problem], bool] = lambda p: False  # a later family is the better first guess
-    sums: KernelInterface | None = None  # dgrad's, which takes the batch norm's below it, too
+    undoes: KernelInterface | None = None  # dgrad's, which undoes the batch norm below it, too
     normalised: Callable[[Problem, Config], Call] | None = None  # forward's, of what it normalises

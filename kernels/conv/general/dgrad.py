@@ -186,5 +186,5 @@ DGRAD = Family(
     lambda p: None,
     lambda p: tiles.serving(p, *_shape(p)),
     _prepare,
-    sums=_conv2d_dgrad_sums_kernel,
+    undoes=_conv2d_dgrad_sums_kernel,
 )
