@@ -119,13 +119,13 @@ class Product(NamedTuple):
     resident: int  # programs that a multiprocessor holds
 
 
-# by how long a loop takes for what it multiplies: the smaller, the more it reads
+# and how long a loop takes, for what it multiplies: the smaller, the more it reads
 PRODUCTS = {
     Product(128, 2, 64, 8, 3, 1): 1.1,
     Product(128, 1, 64, 8, 3, 2): 1.2,
     Product(64, 4, 64, 4, 2, 2): 1.6,
 }
-DIAGONALS = 320  # steps of the loop's k that take as long, of which another program hides half
+DIAGONALS = 320  # of k: so many products take as long, of which a second program hides half
 
 
 class Walk(NamedTuple):
@@ -159,7 +159,7 @@ def _walk(p: Problem, v: View, product: Product) -> Walk:
     distances = (taps_r - 1 - before_r + rows - 1) // rows - first + 1
     groups = triton.cdiv(distances, product.bands)
     heights = triton.cdiv(v.result.rows, rows)
-    k, of_images = box_of(product.k, p.x[0], heights)
+    k, of_images = _along(product.k, p.x[0], heights)
     across, along = (heights, p.x[0]) if of_images else (p.x[0], heights)
     boxes = across, triton.cdiv(along, k), triton.cdiv(v.result.columns, width)
     return Walk(
@@ -168,7 +168,7 @@ def _walk(p: Problem, v: View, product: Product) -> Walk:
     )
 
 
-def box_of(most: int, images: int, rows: int) -> tuple[int, bool]:
+def _along(most: int, images: int, rows: int) -> tuple[int, bool]:
     """How many images of one row, or rows of one image, make a box; and whether images do."""
     boxes = [(k, of_images) for k in (64, 32, 16) if k <= most for of_images in (True, False)]
 
