@@ -8,8 +8,8 @@ x and dy are copied by channels, their rows PITCH elements long; ROWS neighbouri
 one of WIDTH, of which a product has ROWS x ROWS of the above.  A program owns BANDS such products
 of one channel, each with rows of x another distance from those of dy, and walks over boxes of
 images and rows.  Of images wider than WIDTH it takes WIDTH columns of dy, and one of the chunks of
-x that they reach.  Chunks, and rows of x that were read as one, have parts of their own of the
-result, which are added in fixed order, as are those of splits.
+x that they reach.  PIECES of a product, each of columns of one row of x, have parts of their own of
+the result, and so have chunks and splits: these are added in fixed order.
 
 Zeros beyond dy's edges multiply what x has there: what is not finite in x makes NaN of other taps
 of its channel than of those that see it.
@@ -29,7 +29,7 @@ from ..epilogue import pieces
 from ..family import Call, Family
 from ..problem import Problem
 from .copies import by_channels
-from .view import ALIGNED, Plane, View, aligned, declines, view, whole, yields
+from .view import Plane, View, aligned, declines, view, whole, yields
 
 MOST_TAPS = 32  # of a row of the window, that are summed at once
 PIECES = 4  # of a product, whose diagonals are summed one after another: all take few registers
@@ -86,28 +86,27 @@ def _conv2d_toeplitz_wgrad_kernel(
         h += done.to(tl.int32)
 
     PIECE: tl.constexpr = WIDTH // PIECES
-    LIES: tl.constexpr = max(PIECE // PITCH, 1)  # rows of x of which a piece has columns
+    row, column = tl.arange(0, ROWS), tl.arange(0, ROWS * PIECE) % PIECE
     for b in tl.static_range(BANDS):
         piece = pieces(acc[b], PIECES)
         for i in tl.static_range(PIECES):
-            k = (i * PIECE + tl.arange(0, PIECE)) % PITCH + chunk * WIDTH
-            j = tl.arange(0, LIES)
-            part = ((tl.cast(split, INDEX) * chunks + chunk) * PIECES + i) * LIES + j
-            lines = piece[i].reshape(ROWS, PITCH, PIECE)
-            row = tl.arange(0, ROWS)
-            r = (d0 + b) * ROWS + i * PIECE // PITCH + before_r + j[None, :] - row[:, None]
-            offs = (part * C + c)[None, :] * (taps_r * taps_s) + r * step_r
+            # a row of x, of which this has columns, beside each row of dy
+            r = (d0 + b) * ROWS + i * PIECE // PITCH - row + before_r
+            lines = piece[i].reshape(ROWS, PITCH, PIECE).permute(1, 0, 2)
+            lines = lines.reshape(PITCH, ROWS * PIECE)
+            k = (i * PIECE + column) % PITCH + chunk * WIDTH
+            part = (tl.cast(split, INDEX) * chunks + chunk) * PIECES + i
+            offs = (part * C + c) * (taps_r * taps_s) + r * step_r
             for s0 in range(0, taps_s, TAPS):
                 s = s0 + tl.arange(0, TAPS)
                 q = k[None, :] + shift - s[:, None]
-                inside = ((q >= 0) & (q < PITCH))[None, :, :]
-                q = tl.where(inside, q[None, :, :], 0).broadcast_to(ROWS, TAPS, PIECE)
-                diagonals = tl.where(inside, tl.gather(lines, q, axis=1), 0.0)
-                sums = tl.sum(diagonals.reshape(ROWS, TAPS, LIES, PIECE // LIES), axis=3)
+                inside = (q >= 0) & (q < PITCH)
+                diagonals = tl.gather(lines, tl.where(inside, q, 0), axis=0)
+                diagonals = tl.where(inside, diagonals, 0.0).reshape(TAPS, ROWS, PIECE)
                 tl.store(
-                    dw_ptr + (offs[:, None, :] + (s * step_s)[None, :, None]),
-                    sums,
-                    mask=((r >= 0) & (r < taps_r))[:, None, :] & (s < taps_s)[None, :, None],
+                    dw_ptr + (offs[None, :] + (s * step_s)[:, None]),
+                    tl.sum(diagonals, axis=2),
+                    mask=((r >= 0) & (r < taps_r))[None, :] & (s < taps_s)[:, None],
                 )
 
 
@@ -120,13 +119,13 @@ class Product(NamedTuple):
     resident: int  # programs that a multiprocessor holds
 
 
-# by how long a loop takes for what it multiplies: the smaller, the more it reads
+# and how long a loop takes, for what it multiplies: the smaller, the more it reads
 PRODUCTS = {
     Product(128, 2, 64, 8, 3, 1): 1.1,
     Product(128, 1, 64, 8, 3, 2): 1.2,
     Product(64, 4, 64, 4, 2, 2): 1.6,
 }
-DIAGONALS = 320  # steps of the loop's k that take as long, of which another program hides half
+DIAGONALS = 320  # of k: so many products take as long, of which a second program hides half
 
 
 class Walk(NamedTuple):
@@ -147,10 +146,10 @@ class Walk(NamedTuple):
 
 def _walk(p: Problem, v: View, product: Product) -> Walk:
     width, (taps_r, taps_s), (before_r, before_s) = product.width, v.taps, v.before
-    longest = max(v.source.columns, v.result.columns, ALIGNED)
+    longest = max(v.source.columns, v.result.columns)
     if longest <= width:
-        pitch, chunks, start = triton.next_power_of_2(longest), 1, 0
-        rows, columns = width // pitch, (width, width)
+        pitch = max(triton.next_power_of_2(longest), width // PIECES)  # of one row each
+        rows, chunks, start, columns = width // pitch, 1, 0, (width, width)
     else:
         rows, pitch, start = 1, width, aligned(-before_s)
         chunks = triton.cdiv(width + taps_s - 1 - before_s - start, width)
@@ -160,7 +159,7 @@ def _walk(p: Problem, v: View, product: Product) -> Walk:
     distances = (taps_r - 1 - before_r + rows - 1) // rows - first + 1
     groups = triton.cdiv(distances, product.bands)
     heights = triton.cdiv(v.result.rows, rows)
-    k, of_images = box_of(product.k, p.x[0], heights)
+    k, of_images = _along(product.k, p.x[0], heights)
     across, along = (heights, p.x[0]) if of_images else (p.x[0], heights)
     boxes = across, triton.cdiv(along, k), triton.cdiv(v.result.columns, width)
     return Walk(
@@ -169,7 +168,7 @@ def _walk(p: Problem, v: View, product: Product) -> Walk:
     )
 
 
-def box_of(most: int, images: int, rows: int) -> tuple[int, bool]:
+def _along(most: int, images: int, rows: int) -> tuple[int, bool]:
     """How many images of one row, or rows of one image, make a box; and whether images do."""
     boxes = [(k, of_images) for k in (64, 32, 16) if k <= most for of_images in (True, False)]
 
@@ -213,7 +212,7 @@ def _prepare(p: Problem, product: Product) -> Call:
         x = copied(x, v.source, x_rows, walk.columns[0])
         return of_dy(copied(dy, v.result, dy_rows, walk.columns[1])), of_x(x)
 
-    parts = splits * walk.chunks * max(PIECES, walk.rows)
+    parts = splits * walk.chunks * PIECES
     return Call(
         _conv2d_toeplitz_wgrad_kernel,
         programs * splits,
