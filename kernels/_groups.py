@@ -332,7 +332,8 @@ def _with_shortcut(container: nn.Module, add: fx.Node, ends: list[list[Found]]) 
 def find_groups(
     container: nn.Module, graph: fx.Graph, effects: Effects, recompute: bool
 ) -> list[list[Piece]]:
-    """Pieces by the call that stands for them: those in a row, all of them with recompute."""
+    """Pieces by the call that stands for them: those in a row, with recompute whoever calls them,
+    otherwise a few that one container calls."""
     groups = [[piece] for piece in _pieces(container, graph, effects)]
     by_end = {}
     for group in list(groups):
@@ -340,7 +341,7 @@ def find_groups(
         before = by_end.get(piece.start)
         if (
             before is not None
-            and (recompute or len(before) < MOST_BLOCKS)
+            and (recompute or (len(before) < MOST_BLOCKS and _of_one_row(before, piece)))
             and set(piece.start.users) <= set(piece.nodes)
             and effects.movable([n for p in (*before, piece) for n in p.nodes])
         ):
@@ -354,6 +355,12 @@ def find_groups(
         ):
             by_end[piece.end] = group
     return groups
+
+
+def _of_one_row(group: list[Piece], piece: Piece) -> bool:
+    """Whether it is one container that calls what made the group, and the piece."""
+    one, other = (owner_of(pieces).rpartition(".")[0] for pieces in (group[:1], [piece]))
+    return one == other
 
 
 def owner_of(group: list[Piece]) -> str:

@@ -157,7 +157,8 @@ def test_replayed_network_under_autocast(name, device, replays):
     model = fuse(made(TRUNKS[name](), device).float()).to(memory_format=torch.channels_last)
     x = images(device).float().contiguous(memory_format=torch.channels_last)
     first, recorded, replayed = (step(copy.deepcopy(model), x, autocast=True) for _ in range(3))
-    assert len(replays) == 4  # the stem's and the blocks' in a row, forward and backward
+    # forward and backward of the stem and of each block; ResNet's blocks in a row are one
+    assert len(replays) == (4 if name.startswith("ResNet") else 8)
     assert_repeats(recorded, first)
     assert_repeats(replayed, first)
     assert all(g.dtype == torch.float32 for g in replayed[1 : 2 + len(list(model.parameters()))])
@@ -623,7 +624,7 @@ def test_step_of_a_bottleneck_costs_the_host_little(device):
     with torch.autograd.set_multithreading_enabled(False):
         launches = launched(lambda: (sys.setprofile(seen), call(), sys.setprofile(None)))
     kernels, copies = (now - then for now, then in zip(torchs(), before, strict=True))
-    assert len(launches) == 27
+    assert len(launches) == 23
     assert kernels <= 11  # one casts the weights, the others add gradients to those of before
     assert copies == 0
     assert calls <= (800 if _plan.c_form() else 1600)  # more through launchers in Python
