@@ -16,6 +16,7 @@ from tritonconv.conv.problem import Problem, problem_on
 
 CASES = {
     "8 a group": conv2d_case((3, 32, 5, 6), (32, 8, 3, 3), padding=1),
+    "boxes that images fill": conv2d_case((8, 16, 3, 4), (16, 8, 3, 3), padding=1),
     "bundles that groups do not fill": conv2d_case((2, 40, 4, 8), (40, 4, 3, 3), padding=1),
     "images of one row": conv2d_case((5, 24, 1, 4), (24, 8, 3, 3), padding=1),
     "no padding": conv2d_case((2, 16, 4, 6), (16, 8, 2, 3)),
@@ -72,15 +73,17 @@ def test_strided_rows_are_exact(name, walk, device, monkeypatch):
         torch.testing.assert_close(y.cpu().double(), right, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("mean", [0.0, 1e3])
-@pytest.mark.parametrize(("size", "stride"), [((1, 2), 1), ((4, 11), 1), ((4, 12), 2)])
+@pytest.mark.parametrize(
+    ("size", "stride", "mean"),
+    [((1, 2), 1, 1e3), ((4, 8), 1, 1e3), ((4, 11), 1, 0.0), ((3, 11), 1, 1e3), ((4, 12), 2, 0.0)],
+)
 @pytest.mark.parametrize("walk", WALKED)
 def test_statistics_of_rows_are_exact(walk, size, stride, mean, device, monkeypatch):
     """Of few pixels and of many, of strips partly beyond the images, far from zero."""
     monkeypatch.setattr(tma, "PROGRAMS", 2)
     if size[1] % WALKED[walk].columns:
         size = size[0], size[1] + 1
-    x = torch.randn(3, 40, *size).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(4, 40, *size).contiguous(memory_format=torch.channels_last)
     x, w, b = (
         t.to(device, torch.float16) for t in (x, torch.randn(40, 4, 3, 3), torch.randn(40) + mean)
     )

@@ -135,13 +135,16 @@ def _finish_row(
     acc, sums, y_ptr, stored, oh, n0, w0, N, OH, OW, c, C, channels, terms, share,
     b_ptr, mean_ptr, residual_ptr, gate_ptr, partial_ptr, ACTIVATION: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr,
-    BOX_N: tl.constexpr, BOX_W: tl.constexpr, COLUMNS: tl.constexpr, COLUMN: tl.constexpr,
+    BOX_N: tl.constexpr, BOX_W: tl.constexpr, WHOLE: tl.constexpr,
+    COLUMNS: tl.constexpr, COLUMN: tl.constexpr,
 ):  # fmt: skip
     """Stores a row of the result, acc [BOX_N * BOX_W, channels], and gives sums with it added."""
     p = tl.arange(0, BOX_N * BOX_W)
     n, ow = n0 + p // BOX_W, (w0 + p % BOX_W) * COLUMNS
     stored &= oh < OH
-    rows = (n < N) & (ow + COLUMN < OW) & stored
+    rows = stored & (p < BOX_N * BOX_W)
+    if not WHOLE:
+        rows &= (n < N) & (ow + COLUMN < OW)
     offs = ((tl.cast(n, INDEX) * OH + oh) * OW + ow)[:, None] * C + (COLUMN * C + c)[None, :]
     y = store_tile(
         acc, terms, y_ptr, offs, rows[:, None] & channels[None, :],
@@ -152,11 +155,14 @@ def _finish_row(
         columns = tl.minimum((OW - COLUMN + COLUMNS - 1) // COLUMNS - w0, BOX_W)
         more = tl.maximum(tl.minimum(N - n0, BOX_N), 0) * tl.maximum(columns, 0)
         more = tl.where(stored, more, 0)
-        if COLUMN == 0 and count == 0:
-            near = tl.sum(tl.where(rows[:, None], y, 0.0), axis=0) / tl.maximum(more, 1).to(ACC)
-        offset = tl.where(rows[:, None], y - near[None, :], 0.0)
-        total += _row_sums(offset) * share
-        squares += _row_sums(offset * offset) * share
+        if stored:
+            if COLUMN == 0 and count == 0:
+                near = tl.sum(tl.where(rows[:, None], y, 0.0), axis=0) / tl.maximum(more, 1).to(ACC)
+            offset = y - near[None, :]
+            if not WHOLE:
+                offset = tl.where(rows[:, None], offset, 0.0)
+            total += _row_sums(offset) * share
+            squares += _row_sums(offset * offset) * share
         sums = near, total, squares, count + more
     return sums
 
@@ -202,7 +208,7 @@ def _conv2d_rows_kernel(
     GROUPS: tl.constexpr, BUNDLE: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     WIDTH: tl.constexpr, BOX_N: tl.constexpr, BOX_W: tl.constexpr, COLUMNS: tl.constexpr,
-    TIGHT: tl.constexpr, STAGES: tl.constexpr,
+    WHOLE: tl.constexpr, TIGHT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """period: steps down a strip.  lead: those of a walk before what a strip's first row takes.
     TIGHT: no rows of zeros are between strips.
@@ -282,7 +288,7 @@ def _conv2d_rows_kernel(
             sums = _finish_row(
                 tile, sums, y_ptr, step >= lead + LAG, oh, out_n0, out_w0, N, OH, OW,
                 c, C, channels, terms, share, b_ptr, mean_ptr, residual_ptr, gate_ptr, partial_ptr,
-                ACTIVATION, ACC, INDEX, BOX_N, BOX_W, COLUMNS, column,
+                ACTIVATION, ACC, INDEX, BOX_N, BOX_W, WHOLE, COLUMNS, column,
             )  # fmt: skip
         h, n0, w0 = _next(h, n0, w0, period, span_w, BOX_N, BOX_W)
         oh, out_n0, out_w0 = _next(oh, out_n0, out_w0, period, span_w, BOX_N, BOX_W)
@@ -300,7 +306,7 @@ def _conv2d_rows_kernel(
                 sums = _finish_row(
                     tile, sums, y_ptr, True, oh, n0, w0, N, OH, OW,
                     c, C, channels, terms, share, b_ptr, mean_ptr, residual_ptr, gate_ptr,
-                    partial_ptr, ACTIVATION, ACC, INDEX, BOX_N, BOX_W, COLUMNS, column,
+                    partial_ptr, ACTIVATION, ACC, INDEX, BOX_N, BOX_W, WHOLE, COLUMNS, column,
                 )  # fmt: skip
             oh, n0, w0 = _next(oh, n0, w0, period, span_w, BOX_N, BOX_W)
 
@@ -451,6 +457,7 @@ def _prepare(p: Problem, walk: Walk) -> Call:
             "UNIT": tma.unit(p),
             **p.numbers,
             **{"WIDTH": width, "BOX_N": box_n, "BOX_W": box_w, "COLUMNS": walk.columns},
+            "WHOLE": N % box_n == 0 and OW % (walk.columns * box_w) == 0,
             **{"TIGHT": tight, "STAGES": walk.stages, "num_warps": walk.warps},
         },
         parts=walkers,
