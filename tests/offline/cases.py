@@ -248,8 +248,10 @@ def epilogue_narrow(c: int, dtype: str, name: str) -> dict[str, str]:
     """Which kernels of epilogues' cases copy less than 16 bytes at a time."""
     kernel = {"added": "conv2d_dgrad", "undone": "conv2d_dgrad_sums"}.get(name, "conv2d_fwd")
     if c % 8 and dtype == "fp16":
-        return narrow(ODD[kernel], kernel, *EPILOGUE_SUMS.get(name, ()))
-    return {key: why for key, why in TF32.items() if dtype == "tf32" and key.split()[0] == kernel}
+        return narrow(ODD["conv2d_fwd"], kernel, *EPILOGUE_SUMS.get(name, ()))
+    if dtype == "tf32" and kernel != "conv2d_fwd":
+        return narrow(TF32["conv2d_dgrad sm_90"], f"{kernel} sm_90")
+    return {}
 
 
 def block(c: int) -> Callable[[str], None]:
@@ -302,7 +304,7 @@ def narrow(reason: str, *kernels: str) -> dict[str, str]:
     return dict.fromkeys(kernels, reason)
 
 
-PASSES = ("conv2d_fwd", "conv2d_dgrad", "conv2d_dgrad_sums", "conv2d_wgrad")
+PASSES = ("conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad")
 NORM = ("batch_norm_fwd", "batch_norm_sums", "batch_norm_bwd", "batch_norm_combine")
 FEW = narrow("with few channels, taps and channels are one index, read by element", *PASSES)
 FEW_IN = narrow(FEW["conv2d_fwd"], "conv2d_fwd")
@@ -314,7 +316,6 @@ ODD_BLOCK = ODD | ODD_SUM | narrow(ODD["conv2d_fwd"], *NORM)
 TF32 = narrow(
     "wgmma reads tf32 along the reduction only; what lies across it is copied by element",
     "conv2d_dgrad sm_90",
-    "conv2d_dgrad_sums sm_90",
     "conv2d_wgrad sm_90",
 )
 
@@ -366,6 +367,16 @@ EVERY_TILE = {
 
 # Each tile in each pass, each kernel: for every device.
 TILES = (
+    Case("3x3 64 undone", "bf16", epilogues(64, 64, 3, undoes=True)["undone"], plain="3x3 64"),
+    Case(
+        "3x3 columns 64 undone",
+        "fp16",
+        epilogues(64, 64, 3, groups=64, undoes=True)["undone"],
+        plain="3x3 columns 64",
+        family="columns",
+    ),
+    Case("batch norm pair 64", "fp16", normalised_pair),
+    Case("sums together", "fp32", sums_together),
     Case("3x3 128", "fp16", conv(128, 128, 3, padding=1, bias=True)),
     Case("3x3 64", "fp16", conv(64, 64, 3, padding=1)),
     Case("3x3 32", "fp16", conv(32, 32, 3, padding=1)),
@@ -513,9 +524,9 @@ FORMS = (
     Case("avg 3x3/2 wide", "fp16", wide(pool(avg_pool2d, 3, 2, 1))),
     *(Case("batch norm 64", dtype, batch_norm) for dtype in ("bf16", "fp32", "fp64")),
     Case("batch norm 64 wide", "fp16", wide(batch_norm)),
-    *(Case("sums together", dtype, sums_together) for dtype in ("bf16", "fp32", "fp64")),
+    *(Case("sums together", dtype, sums_together) for dtype in ("bf16", "fp64")),
     Case("sums together wide", "fp32", wide(sums_together)),
-    *(Case("batch norm pair 64", dtype, normalised_pair) for dtype in DTYPES if dtype != "tf32"),
+    *(Case("batch norm pair 64", dtype, normalised_pair) for dtype in ("bf16", "fp32", "fp64")),
     *(Case("corr2d 3x3", dtype, corr2d) for dtype in ("fp32", "fp64")),
     # fused: every tile with each epilogue, and what surrounds them
     *(
