@@ -14,13 +14,13 @@ from benchmarks.results import FOLDER
 
 RECORDED = max(FOLDER.glob("*-stub-*.json"))
 GOALS = {  # they only go down
-    "resnet50 ours, M instructions": 33,
-    "resnet50 ours, launches": 470,
-    "resnet50 ours, torch kernels": 80,
+    "resnet50 ours, M instructions": 31,
+    "resnet50 ours, launches": 390,
+    "resnet50 ours, torch kernels": 30,
     "resnet50 ours, copies": 0,
     "resnet50 unfused, M instructions": 54,
     "resnet50 unfused, copies": 0,
-    "resnet18 ours, M instructions": 15,
+    "resnet18 ours, M instructions": 14,
     "mobilenet_v2 ours, M instructions": 35,
     "conv2d forward, bare Functions": 1.8,
     "max_pool2d forward, bare Functions": 1.8,
@@ -39,7 +39,7 @@ def test_what_is_recorded_meets_its_goal(name):
     assert recorded()[name] <= GOALS[name]
 
 
-BUDGETS = {"ours": (140, 27_000), "unfused": (183, 31_000)}  # launches and Python calls
+BUDGETS = {"ours": (145, 27_000), "unfused": (183, 31_000)}  # launches and Python calls
 
 
 @pytest.mark.skipif(not _launch.INTERPRETED, reason="budgets are of steps one by one")
