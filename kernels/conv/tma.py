@@ -102,6 +102,12 @@ def resident(tile: Tile, size: int) -> int:
     return max(min(REGISTERS // (2 * tile.m * tile.n), SHARED // shared), 1)
 
 
+def of_steps(tile: Tile, steps: int, size: int) -> Tile:
+    """The tile for so many steps: with no more stages, where a multiprocessor then holds more."""
+    fewer = tile._replace(stages=min(tile.stages, steps))
+    return fewer if resident(fewer, size) > resident(tile, size) else tile
+
+
 def transposes_w(p: Problem) -> bool:
     """Whether weights are transposed for dgrad: TF32 products read both operands along the sum."""
     return p.work == "dgrad" and p.precision == "tf32"

@@ -278,6 +278,16 @@ def test_statistics_of_a_walk_leave_one_part_a_program(family):
         assert served.prepare(p._replace(statistics=False), config).parts >= call.parts
 
 
+@pytest.mark.parametrize(("channels", "stages"), [(64, 1), (72, 2), (192, 3), (256, 4)])
+def test_short_sums_take_no_more_stages_than_steps(channels, stages):
+    """So that a multiprocessor holds more programs; where it does not, stages stay."""
+    p = posed("forward", (256, channels, 56, 56), (64, channels, 1, 1))
+    (gemm,) = (f for f in dispatch.FAMILIES["forward"] if f.name == "gemm")
+    small, large = tma.TILES[2][2], tma.TILES[2][1]
+    assert gemm.prepare(p, small).constants["STAGES"] == stages
+    assert gemm.prepare(p, large).constants["STAGES"] == large.stages
+
+
 @pytest.mark.parametrize("family", ["gemm", "boxes"])
 def test_statistics_of_huge_values_overflow_no_sooner_than_their_variance(
     family, device, monkeypatch

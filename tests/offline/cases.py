@@ -623,6 +623,7 @@ TMA = (
         for call in (conv(256, 256, k, stride=2, padding=k // 2),)
     ),
     Case("3x3/2 48-72 boxes", "fp16", conv(48, 72, 3, stride=2, padding=1), family="boxes"),
+    Case("1x1 64-64 gemm", "fp16", conv(64, 64, 1), family="gemm"),
     Case("1x1 72-264 gemm", "fp16", conv(72, 264, 1), family="gemm"),
     Case("5x5 72-264 boxes", "fp16", conv(72, 264, 5, padding=2), family="boxes"),
     Case("1x1 64-128 stream wide", "fp16", wide(conv(64, 128, 1, grads="x")), family="stream"),

@@ -153,6 +153,7 @@ def shape(p: Problem) -> tuple[int, int, int]:
 
 def _prepare(p: Problem, tile: Tile) -> Call:
     pixels, C, K = shape(p)
+    tile = tma.of_steps(tile, triton.cdiv(K, tile.k), p.dtype.itemsize)
     of_x = tma.descriptor((pixels, K), (tile.m, tile.k))
     along_k, of_w = tma.weights(p, 1, C, K, (tile.n, tile.k))
 
