@@ -330,6 +330,7 @@ WALKS = {
     32: (
         Walk(64, 2, 4, 3, 2),
         Walk(64, 1, 4, 3, 3),
+        Walk(64, 1, 4, 3, 4),  # of whole boxes, and without an epilogue
         Walk(128, 1, 4, 2, 2),
     ),
     64: (
