@@ -48,7 +48,7 @@ def test_first_guesses_lose_little(recorded):
     assert len(found.guess) == 84
     assert {dispatch.guessed(p)[0].name for p in unmeasured(found)} == NEWER
     mean, worst = regret.mean_and_worst(found.guess.values())
-    assert mean < 1.009
+    assert mean < 1.01
     assert worst < 1.107
     tables = {}
     for p, found in times(recorded).items():

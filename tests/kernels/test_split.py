@@ -22,7 +22,10 @@ def test_a_sum_of_splits_equals_torchs(splits, numel, dtype, device):
     ours = [
         _split.add_splits(partial, torch.empty(numel, dtype=dtype, device=device)) for _ in range(2)
     ]
-    torch.testing.assert_close(ours[0].cpu(), partial.cpu().double().sum(0).to(dtype))
+    expected = partial.cpu().double().sum(0).to(dtype)
+    torch.testing.assert_close(ours[0].cpu(), expected, rtol=2**-7, atol=1e-4)
+    if dtype == torch.float64:
+        torch.testing.assert_close(ours[0].cpu(), expected)
     assert repeats(*ours)
 
 

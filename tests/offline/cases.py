@@ -312,7 +312,7 @@ FEW_OUT = narrow(FEW["conv2d_dgrad"], "conv2d_dgrad")
 ODD = narrow("channels are no multiple of 16: rows may start unaligned", *PASSES)
 BYTES = narrow("the taps are bytes", "max_pool2d_scatter_any")
 ODD_SUM = narrow("the weights are no multiple of 16 elements", "add_splits")
-ODD_BLOCK = ODD | ODD_SUM | narrow(ODD["conv2d_fwd"], *NORM)
+ODD_BLOCK = ODD | ODD_SUM | narrow(ODD["conv2d_fwd"], "conv2d_dgrad_sums", *NORM)
 TF32 = narrow(
     "wgmma reads tf32 along the reduction only; what lies across it is copied by element",
     "conv2d_dgrad sm_90",
@@ -607,6 +607,7 @@ TMA = (
             f"31x31 toeplitz 64 {name}", "fp16", call, plain="31x31 toeplitz 64", family="toeplitz"
         )
         for name, call in epilogues(64, 64, 31, groups=64).items()
+        if name == "statistics"
     ),
     Case("1x1 256-64 stream", "fp16", conv(256, 64, 1, grads=""), family="stream"),
     *(
@@ -650,6 +651,7 @@ TMA = (
             family="rows",
         )
         for name, call in epilogues(128, 128, 3, groups=32).items()
+        if name != "added"
     ),
     *with_activations("1x1 64-128 stream", "fp16", 64, 128, 1, family="stream"),
     *with_activations("1x1 256-512 gemm", "fp16", 256, 512, 1, family="gemm"),
