@@ -190,9 +190,11 @@ def _convolve(
 
 
 def _follow(
-    unit: Unit, below: Kept, t: Tensors, running: Running | None
+    unit: Unit, x: Tensor, below: Kept | None, t: Tensors, running: Running | None
 ) -> tuple[Tensor, Tensor | None]:
-    """_convolve of what the unit below gives; where it may be, that is made on the way."""
+    """_convolve of x, or of what the unit below gives; where it may be, that is made on the way."""
+    if below is None:
+        return _convolve(unit, x, t, running)
     on_the_way = (
         unit.of_batch
         and below.unit.norm != "none"
@@ -222,20 +224,21 @@ def forward(
         unit, t = block.units[-1], tensors[-1]
         side.append(Kept(unit, t, t, Tensors(), *_convolve(unit, x, t, running[-1])))
     *inner, last = zip(main_units(block), tensors, running, strict=False)
+    below = None
     for unit, t, r in inner:
         if unit.direct:
-            c, stats = _fused(unit, kept[-1].z() if kept else x, t, None, INSIDE), None
+            c, stats = _fused(unit, x if below is None else below.z(), t, None, INSIDE), None
         else:
-            c, stats = _follow(unit, kept[-1], t, r) if kept else _convolve(unit, x, t, r)
-        kept.append(Kept(unit, t, t, Tensors(), c, stats))
+            c, stats = _follow(unit, x, below, t, r)
+        below = Kept(unit, t, t, Tensors(), c, stats)
+        kept.append(below)
     unit, t, r = last
     if unit.direct and (not side or side[0].unit.norm == "none"):
-        z = kept[-1].z() if kept else x
+        z = x if below is None else below.z()
         shortcut = side[0].c if side else x if block.shortcut == "identity" else residual
         kept.append(Kept(unit, t, t, Tensors(), None, None))
         return _fused(unit, z, t, shortcut, block.y_format), kept + side
-    c, stats = _follow(unit, kept[-1], t, r) if kept else _convolve(unit, x, t, r)
-    kept.append(Kept(unit, t, t, Tensors(), c, stats))
+    kept.append(Kept(unit, t, t, Tensors(), *_follow(unit, x, below, t, r)))
     kept += side
     return output(block, kept, x, residual), kept
 

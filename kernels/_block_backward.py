@@ -138,22 +138,19 @@ def _pair_undone(
     dcs = batch_norm_pair_bwd(
         dy, gate, x, mean, var, w, eps, r, r_mean, r_var, r_w, r_eps, activation, sums
     )
-    found = []
-    for unit, dc, own in zip((kept, side), dcs, (sums[:2], sums[2:]), strict=True):
-        gradients = _of_norm(unit, own)
-        if unit.needs.bias:
-            gradients["bias"] = conv2d_dbias(dc).to(unit.given.bias.dtype)
-        found.append(gradients)
-    return *found, *dcs
+    dc, dc_side = dcs
+    return _gradients(kept, sums[:2], dc), _gradients(side, sums[2:], dc_side), dc, dc_side
 
 
-def _of_norm(kept: Kept, sums: Tensor | None) -> dict[str, Tensor]:
-    """The gradients of scale and shift that are wanted, in their dtypes."""
+def _gradients(kept: Kept, sums: Tensor | None, dc: Tensor | None) -> dict[str, Tensor]:
+    """Those of scale, shift and bias that are wanted, in their dtypes."""
     gradients = {}
     if kept.needs.scale:
         gradients["scale"] = sums[1].to(kept.given.scale.dtype)
     if kept.needs.shift:
         gradients["shift"] = sums[0].to(kept.given.shift.dtype)
+    if kept.needs.bias:
+        gradients["bias"] = conv2d_dbias(dc).to(kept.given.bias.dtype)
     return gradients
 
 
@@ -175,12 +172,7 @@ def _undone(
     if kept.unit.norm == "none":
         gradients, dc = _bare_backward(kept, dz, activation, gate)
         return gradients, dc, kept.z() if needs_z else None, dc if needs_g else None
-    gradients, dc, z, g = _norm_backward(
-        kept, dz, activation, gate, needs_dc, needs_z, needs_g, taken
-    )
-    if kept.needs.bias:
-        gradients["bias"] = conv2d_dbias(dc).to(kept.given.bias.dtype)
-    return gradients, dc, z, g
+    return _norm_backward(kept, dz, activation, gate, needs_dc, needs_z, needs_g, taken)
 
 
 def _norm_backward(
@@ -193,7 +185,7 @@ def _norm_backward(
     needs_g: bool,
     taken: Sequence[Tensor] | None,
 ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, Tensor | None]:
-    """As _undone, but for the bias."""
+    """As _undone, of a unit that normalises."""
     norm = *kept.norm, activation
     needs_scale, needs_shift = kept.needs.scale, kept.needs.shift
     sums = z = dc = g = None
@@ -214,7 +206,7 @@ def _norm_backward(
     elif needs_dc:
         of_c = sums if kept.unit.of_batch else None
         dc = batch_norm_bwd(dz, kept.c, *norm, gate, of_c, INSIDE)
-    return _of_norm(kept, sums), dc, z, g
+    return _gradients(kept, sums, dc), dc, z, g
 
 
 def _bare_backward(

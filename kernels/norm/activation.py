@@ -67,7 +67,7 @@ def gates(activation: str) -> bool:
     """Whether the result alone tells the gradient, which is a step of it."""
     if name_of(activation) == "leaky_relu":
         return slope_of(activation) >= 0
-    return activation in ("none", "relu", "relu6")
+    return passes_once(activation)
 
 
 def passes_once(activation: str) -> bool:

@@ -23,9 +23,8 @@ def test_a_sum_of_splits_equals_torchs(splits, numel, dtype, device):
         _split.add_splits(partial, torch.empty(numel, dtype=dtype, device=device)) for _ in range(2)
     ]
     expected = partial.cpu().double().sum(0).to(dtype)
-    torch.testing.assert_close(ours[0].cpu(), expected, rtol=2**-7, atol=1e-4)
-    if dtype == torch.float64:
-        torch.testing.assert_close(ours[0].cpu(), expected)
+    atol = 1e-12 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(ours[0].cpu(), expected, rtol=torch.finfo(dtype).eps, atol=atol)
     assert repeats(*ours)
 
 
