@@ -255,8 +255,9 @@ def convolve_normalised(
         )  # fmt: skip
     if choice is None or choice.family.normalised is None or forced == (SEPARATE, None):
         z = batch_norm(c, *norm, *NO_RESIDUAL, activation, torch.channels_last)
-        end = Epilogue(bias)
-        return convolve("forward", z, w, z.shape, end, True, memory_format, geometry, running)
+        if choice is None:
+            return _nothing("forward", z, w, z.shape, memory_format, geometry), None
+        return convolved(choice, z, w, Epilogue(bias), True, memory_format, running)
     call, (*vectors, eps) = _normalising(choice.problem, choice.family, choice.config), norm
     y = empty_nhwc(choice.problem.y, c, memory_format)
     partial = partial_statistics(call.parts, y.shape[1], y)
